@@ -1,0 +1,5 @@
+"""`python -m mlcore` is `mlcore`."""
+
+from mlcore.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,287 @@
+"""The command line: `mlcore <step> --flag=value`.
+
+Values come from the flag, else the environment (`MLCORE_<NAME>`), else the YAML file given with `--config`, else the
+default. Results go to stdout, everything else to stderr.
+"""
+
+import ast
+import difflib
+import importlib
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+import yaml
+
+from mlcore import __version__
+from mlcore.runtime import logs, results
+from mlcore.runtime.errors import EXIT_BUG, MlcoreError, Stopped, UsageError
+from mlcore.runtime.outputs import atomic_file
+from mlcore.runtime.parameters import Parameter, merge, parameters_of
+from mlcore.runtime.signals import raise_on_stop
+
+log = logging.getLogger(__name__)
+
+STEPS = {
+    "download": "mlcore.data.download:download",
+    "extract": "mlcore.data.extract:extract",
+    "convert": "mlcore.data.convert:convert",
+    "train": "mlcore.detection.train:train",
+    "evaluate": "mlcore.detection.evaluate:evaluate",
+    "export": "mlcore.detection.export:export",
+    "predict": "mlcore.detection.predict:predict",
+    "mnist-download": "mlcore.data.mnist:mnist_download",
+    "mnist-train": "mlcore.mnist.train:mnist_train",
+    "mnist-evaluate": "mlcore.mnist.evaluate:mnist_evaluate",
+}
+
+
+def load_step(name: str) -> Callable[..., Any]:
+    """The public function of a step."""
+    module, _, function = STEPS[name].partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def summary(name: str) -> str:
+    """The first line of a step's docstring, read from its source: `mlcore --help` imports no step."""
+    module, _, function = STEPS[name].partition(":")
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None
+    for node in ast.parse(Path(spec.origin).read_text()).body:
+        if isinstance(node, ast.FunctionDef) and node.name == function:
+            return (ast.get_docstring(node) or "").partition("\n")[0]
+    raise LookupError(STEPS[name])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `mlcore` with these arguments (default: those of the process); the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        click.echo(_overview())
+        return 0 if arguments else UsageError.exit_code
+    if arguments[0] == "--version":
+        click.echo(f"mlcore {__version__}")
+        return 0
+    name = arguments[0]
+    if name not in STEPS:
+        close = difflib.get_close_matches(name, STEPS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(STEPS)}"
+        click.echo(f"mlcore: error: no step {name!r}; {hint}", err=True)
+        return UsageError.exit_code
+    return run_step(name, arguments[1:])
+
+
+def _overview() -> str:
+    width = max(map(len, STEPS))
+    lines = [f"  {name:{width}}  {summary(name)}" for name in STEPS]
+    return "\n".join(
+        [
+            "Usage: mlcore STEP [--flag=value ...]",
+            "",
+            "Take a vision model from raw data to a served version, one step at a time.",
+            "",
+            "Steps:",
+            *lines,
+            "",
+            "mlcore STEP --help explains every parameter of a step.",
+        ]
+    )
+
+
+def run_step(name: str, arguments: Sequence[str] | None = None) -> int:
+    """Run one step with these arguments (default: those of the process); the exit code.
+
+    The only place where an error becomes an exit code.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    logs.configure()
+    raise_on_stop()
+    try:
+        return _run(name, arguments)
+    except MlcoreError as error:
+        _report(name, str(error))
+        return error.exit_code
+    except Stopped as stopped:
+        _report(name, f"stopped by {stopped}")
+        return stopped.exit_code
+    except BrokenPipeError:
+        # The reader of our results is gone (`mlcore ... | head`); nothing more can be said there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
+    except Exception:
+        log.exception("mlcore %s failed: this is a bug in mlcore, please report it with these lines", name)
+        return EXIT_BUG
+
+
+def _report(name: str, message: str) -> None:
+    click.echo(f"mlcore {name}: error: {' '.join(message.split())}", err=True)
+
+
+def _common(
+    *,
+    config: Path | None = None,
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO",
+    log_format: logs.LogFormat = "text",
+    result_file: tuple[str, ...] = (),
+) -> None:
+    """Parameters that every step has on the command line.
+
+    Args:
+        config: YAML file with parameters of the step (names as in Python: batch_size).
+        log_level: Least level of the log lines on stderr.
+        log_format: Form of the log lines; json for log collectors.
+        result_file: NAME=PATH: write the result NAME of the step to the file PATH as well, as Pipelines wants its
+            output parameters.
+    """
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    function = load_step(name)
+    own, common = parameters_of(function), parameters_of(_common)
+    command = _command(name, function, own, common)
+    try:
+        with command.make_context(f"mlcore {name}", arguments) as context:
+            given = dict(context.params)
+    except click.exceptions.Exit as done:  # --help, --version
+        return done.exit_code
+    except click.UsageError as error:
+        raise UsageError(f"{error.format_message().rstrip('.')} (see mlcore {name} --help)") from error
+    options = _resolve(common, given, {}, None)
+    logs.configure(options["log_level"], options["log_format"])
+    files = _result_files(options["result_file"], function)
+    config = _read_config(options["config"], own) if options["config"] else {}
+    result = function(**_resolve(own, given, config, options["config"]))
+    named = results.as_mapping(result)
+    results.print_results(named)
+    for result_name, path in files.items():
+        with atomic_file(path) as temporary:
+            temporary.write_text(results.as_text(named[result_name]))
+    return 0
+
+
+def _command(
+    name: str, function: Callable[..., Any], own: Sequence[Parameter], common: Sequence[Parameter]
+) -> click.Command:
+    """The click command that splits a command line into raw text values and writes the help."""
+    from docstring_parser import parse
+
+    text = parse(function.__doc__ or "")
+    paragraphs = [text.short_description or "", text.long_description or ""]
+    options: list[click.Parameter] = [_option(parameter) for parameter in (*own, *common)]
+    options.append(click.Option(["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_print_version,
+                                help="Show the version and end."))  # fmt: skip
+    return click.Command(
+        name,
+        params=options,
+        help="\n\n".join(filter(None, paragraphs)),
+        epilog="Each parameter can also be given in the environment (--batch-size as MLCORE_BATCH_SIZE) or in the YAML "
+        "file --config (as batch_size); a flag wins over the environment, that over the file.",
+        context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 110},
+    )
+
+
+def _print_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        click.echo(f"mlcore {__version__}")
+        context.exit()
+
+
+def _option(parameter: Parameter) -> click.Option:
+    kinds = {str: "TEXT", int: "N", float: "X", bool: "true|false", Path: "PATH", dict: "KEY.KEY=VALUE"}
+    repeated = parameter.many or parameter.type is dict
+    notes = []
+    if parameter.required:
+        notes.append("required")
+    if parameter.default_text:
+        notes.append(f"default: {parameter.default_text}")
+    if parameter.bounds:
+        notes.append(str(parameter.bounds))
+    if repeated:
+        notes.append("may be repeated")
+    if parameter.more_env:
+        notes.append(f"also {', '.join(parameter.more_env)} in the environment")
+    note = f"  [{'; '.join(notes)}]" if notes else ""
+    return click.Option(
+        [parameter.flag, parameter.name],
+        metavar="|".join(map(str, parameter.choices)) or kinds[parameter.type],
+        help=parameter.help + note,
+        multiple=repeated,
+        is_flag=False,
+        flag_value="true" if parameter.type is bool else None,  # `--overwrite` alone means `--overwrite=true`
+    )
+
+
+def _resolve(
+    parameters: Sequence[Parameter], given: Mapping[str, Any], config: Mapping[str, Any], config_path: Path | None
+) -> dict[str, Any]:
+    """The arguments of a step. A parameter that nobody gave is absent, so that the step's own default holds."""
+    arguments = {}
+    missing = []
+    for parameter in parameters:
+        values: list[tuple[str, Any]] = []  # (source, value), the weakest first
+        if parameter.name in config:
+            values.append((f"{config_path}: {parameter.name}", config[parameter.name]))
+        name = next((name for name in parameter.env if os.environ.get(name)), None)
+        if name is not None:
+            text = os.environ[name]
+            values.append((name, text.split() if parameter.many or parameter.type is dict else text))
+        if given.get(parameter.name) not in (None, ()):
+            values.append((parameter.flag, given[parameter.name]))
+        if parameter.type is dict and values:  # mappings add up
+            merged: dict[str, Any] = {}
+            for source, value in values:
+                merged = merge(merged, parameter.convert_all(value, source))
+            arguments[parameter.name] = merged
+        elif values:
+            source, value = values[-1]
+            arguments[parameter.name] = parameter.convert_all(value, source)
+        elif parameter.required:
+            missing.append(parameter.flag)
+    if missing:
+        raise UsageError(f"{', '.join(missing)} must be given")
+    return arguments
+
+
+def _read_config(path: Path, parameters: Sequence[Parameter]) -> dict[str, Any]:
+    """The YAML file of `--config`: parameter name -> value; sections are gathered under their parameter."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UsageError(f"--config={path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config={path}: not YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UsageError(f"--config={path}: expected name: value lines")
+    names = {parameter.name for parameter in parameters}
+    owners = {section: parameter.name for parameter in parameters for section in parameter.sections}
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name in owners:
+            values[owners[name]] = merge(values.get(owners[name], {}), {name: value})
+        elif name in names:
+            values[name] = merge(values.get(name, {}), value) if isinstance(value, dict) else value
+        else:
+            close = difflib.get_close_matches(name, [*names, *owners], n=1)
+            hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(sorted(names))}"
+            raise UsageError(f"{path}: unknown key {key}; {hint}")
+    return values
+
+
+def _result_files(texts: Sequence[str], function: Callable[..., Any]) -> dict[str, Path]:
+    """`--result-file` values as result name -> path, checked before the work begins."""
+    known = results.names_of(function)
+    files = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not equals or not path or name not in known:
+            raise UsageError(f"--result-file={text}: expected NAME=PATH, NAME one of {', '.join(known)}")
+        files[name] = Path(path)
+    return files

@@ -1,0 +1,1 @@
+"""Data sets: downloads, archives, annotations, records. Nothing here imports TensorFlow."""

@@ -1,0 +1,1 @@
+"""What every step needs and that knows nothing of machine learning."""

@@ -1,0 +1,52 @@
+"""Logs on stderr: one line an event, in UTC, as text or as JSON."""
+
+import json
+import logging
+import sys
+import time
+from typing import Literal
+
+LogFormat = Literal["text", "json"]
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": self.formatTime(record),
+            "level": record.levelname,
+            "module": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False)
+
+
+def _formatter(log_format: LogFormat) -> logging.Formatter:
+    kind = _JsonFormatter if log_format == "json" else logging.Formatter
+    formatter = kind("%(asctime)s %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    formatter.converter = time.gmtime
+    return formatter
+
+
+class _ProgressSafeHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes through tqdm where a bar is on the screen, so that a log line does not tear it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm = sys.modules.get("tqdm")
+        if tqdm is None:
+            super().emit(record)
+            return
+        with tqdm.tqdm.external_write_mode(file=self.stream, nolock=False):
+            super().emit(record)
+
+
+def configure(level: str = "INFO", log_format: LogFormat = "text") -> None:
+    """Send the logs of this process to stderr; messages of libraries from WARNING on only."""
+    handler = _ProgressSafeHandler(sys.stderr)
+    handler.setFormatter(_formatter(log_format))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("mlcore").setLevel(level)
+    logging.captureWarnings(True)
