@@ -1,0 +1,86 @@
+"""tf.train.Example without TensorFlow.
+
+The messages are those of tensorflow/core/example/{example,feature}.proto, built here in a descriptor pool of their own:
+TensorFlow registers the same names in the default pool of the process, and the two must not meet.
+"""
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+Values = list[bytes] | list[float] | list[int]
+
+
+@cache
+def _example_class() -> Any:
+    field = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="mlcore/example.proto", package="tensorflow", syntax="proto3")
+
+    def message(name: str) -> Any:
+        return file.message_type.add(name=name)
+
+    for name, kind in (
+        ("BytesList", field.TYPE_BYTES),
+        ("FloatList", field.TYPE_FLOAT),
+        ("Int64List", field.TYPE_INT64),
+    ):
+        message(name).field.add(name="value", number=1, label=field.LABEL_REPEATED, type=kind)
+    feature = message("Feature")
+    feature.oneof_decl.add(name="kind")
+    for number, name in enumerate(("bytes_list", "float_list", "int64_list"), start=1):
+        type_name = ".tensorflow." + "".join(part.capitalize() for part in name.split("_"))
+        feature.field.add(
+            name=name, number=number, label=field.LABEL_OPTIONAL, type=field.TYPE_MESSAGE, type_name=type_name,
+            oneof_index=0,
+        )  # fmt: skip
+    features = message("Features")
+    entry = features.nested_type.add(name="FeatureEntry")
+    entry.options.map_entry = True
+    entry.field.add(name="key", number=1, label=field.LABEL_OPTIONAL, type=field.TYPE_STRING)
+    entry.field.add(
+        name="value", number=2, label=field.LABEL_OPTIONAL, type=field.TYPE_MESSAGE, type_name=".tensorflow.Feature"
+    )
+    features.field.add(
+        name="feature", number=1, label=field.LABEL_REPEATED, type=field.TYPE_MESSAGE,
+        type_name=".tensorflow.Features.FeatureEntry",
+    )  # fmt: skip
+    message("Example").field.add(
+        name="features", number=1, label=field.LABEL_OPTIONAL, type=field.TYPE_MESSAGE,
+        type_name=".tensorflow.Features",
+    )  # fmt: skip
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("tensorflow.Example"))
+
+
+def encode(
+    *,
+    bytes_lists: Mapping[str, Iterable[bytes]],
+    float_lists: Mapping[str, Iterable[float]],
+    int64_lists: Mapping[str, Iterable[int]],
+) -> bytes:
+    """A serialised tf.train.Example with these features; the same bytes for the same values."""
+    example = _example_class()()
+    feature = example.features.feature
+    for name, chunks in bytes_lists.items():
+        feature[name].bytes_list.value.extend(chunks)
+    for name, numbers in float_lists.items():
+        feature[name].float_list.value.extend(numbers)
+    for name, integers in int64_lists.items():
+        feature[name].int64_list.value.extend(integers)
+    return example.SerializeToString(deterministic=True)  # sorts the map by its keys
+
+
+def decode(data: bytes) -> dict[str, Values]:
+    """The features of a serialised tf.train.Example: name -> list of bytes, floats or ints.
+
+    Raises:
+        google.protobuf.message.DecodeError: The bytes are no tf.train.Example.
+    """
+    features: dict[str, Values] = {}
+    for name, feature in _example_class().FromString(data).features.feature.items():
+        kind = feature.WhichOneof("kind")
+        features[name] = list(getattr(feature, kind).value) if kind else []
+    return features
