@@ -151,7 +151,7 @@ def _run(name: str, arguments: list[str]) -> int:
         return done.exit_code
     except click.UsageError as error:
         raise UsageError(f"{error.format_message().rstrip('.')} (see mlcore {name} --help)") from error
-    options = _resolve(common, given, {}, None)
+    options = {parameter.name: parameter.default for parameter in common} | _resolve(common, given, {}, None)
     logs.configure(options["log_level"], options["log_format"])
     files = _result_files(options["result_file"], function)
     config = _read_config(options["config"], own) if options["config"] else {}

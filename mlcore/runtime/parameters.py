@@ -110,7 +110,7 @@ class Parameter:
     @property
     def default_text(self) -> str:
         """The default as one would write it on the command line; empty where there is none."""
-        if self.required or self.default is None or self.default == () or self.default == {}:
+        if self.required or self.default is None or self.default in ((), {}):
             return ""
         values = self.default if self.many else (self.default,)
         return ",".join(str(value).lower() if isinstance(value, bool) else str(value) for value in values)

@@ -1,7 +1,7 @@
-"""Results on stdout, as lines that Katib's StdOut collector reads without configuration.
+r"""Results on stdout, as lines that Katib's StdOut collector reads without configuration.
 
-Its pattern for text is `([\\w|-]+)\\s*=\\s*([+-]?\\d*(\\.\\d+)?([Ee][+-]?\\d+)?)` after an RFC 3339 time and a space; older
-versions lack the exponent, so numbers are in fixed point.
+Its pattern for text is `([\w|-]+)\s*=\s*([+-]?\d*(\.\d+)?([Ee][+-]?\d+)?)` after an RFC 3339 time and a space;
+older versions lack the exponent, so numbers are in fixed point.
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ def format_number(value: float | int) -> str:
         return str(value)
     if not math.isfinite(value):
         return str(value)
-    digits = 6 if value == 0 or abs(value) >= 1 else 6 - math.floor(math.log10(abs(value)))
+    digits = 6 if value == 0 or abs(value) >= 1 else 5 - math.floor(math.log10(abs(value)))
     return f"{value:.{min(digits, 30)}f}"
 
 
 def print_metrics(**metrics: float | int) -> None:
-    """Print each metric as `<time> name=value`; a value that is not finite is left out, since Katib takes it as empty."""
+    """Print each metric as `<time> name=value`; one that is not finite is left out, since Katib takes it as empty."""
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     for name, value in metrics.items():
         number = value if isinstance(value, int) else float(value)
