@@ -1,0 +1,1 @@
+"""Object detection on tf-models-official: configuration, input, train, evaluate, export, predict."""
