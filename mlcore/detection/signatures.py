@@ -20,12 +20,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlcore.detection.detector import MASKS, OUTPUTS
+from mlcore.detection.detectors import MASKS, OUTPUTS
 from mlcore.detection.tensorflow import import_tensorflow
 
 log = logging.getLogger(__name__)
 
-IMAGE_TENSOR, IMAGE_BYTES, TF_EXAMPLE = "image_tensor", "image_bytes", "tf_example"
+TF_EXAMPLE = "tf_example"
 DEFAULT_SIGNATURE = "serving_default"  # image_tensor, under the name that TensorFlow Serving takes by default
 INPUT_NAME = "inputs"
 

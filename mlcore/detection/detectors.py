@@ -1,8 +1,7 @@
-"""Detections for encoded pictures, from a model in memory or from an exported one.
+"""A detector: encoded pictures in, detections out, whether its model is in memory or was exported.
 
 Both run the same graph (`mlcore.detection.signatures`), decoding included, and take pictures of different sizes in one
-batch. Validation while training, `evaluate` and `export` use them; pictures that a person shows us go through
-`mlcore.detection.detector`.
+batch. Validation while training, `evaluate`, `export` and `predict` see only the interface.
 """
 
 import os
@@ -14,7 +13,6 @@ import numpy as np
 
 from mlcore.data.records import RecordSplit
 from mlcore.data.tfrecord import read_records
-from mlcore.detection.detector import MASKS, OUTPUTS, detections_of
 from mlcore.detection.metrics import CocoMetrics, Detections
 from mlcore.detection.truth import read_truth
 from mlcore.runtime.errors import DataError
@@ -22,9 +20,11 @@ from mlcore.runtime.extras import require
 from mlcore.runtime.progress import Progress
 
 IMAGE_BYTES = "image_bytes"
+OUTPUTS = ("detection_boxes", "detection_scores", "detection_classes", "num_detections")
+MASKS = "detection_masks"
 
 
-class Inference(Protocol):
+class Detector(Protocol):
     """Finds objects in encoded pictures (JPEG, PNG, GIF, BMP).
 
     Attributes:
@@ -37,7 +37,7 @@ class Inference(Protocol):
         """The detections of each picture, in order."""
 
 
-class ModelInference:
+class ModelDetector:
     """A model in memory. Traced at the first call; later calls see the weights as they are then.
 
     Args:
@@ -55,14 +55,17 @@ class ModelInference:
         return _call(self.functions.image_bytes, images)
 
 
-class ExportedInference:
-    """An exported version directory, through its signature image_bytes; needs TensorFlow alone.
+class ExportedDetector:
+    """An exported version directory; needs TensorFlow alone.
+
+    A detector of another origin (such as the TensorFlow model zoo) that lacks the signature image_bytes is called
+    through serving_default, one picture at a time.
 
     Args:
         directory: Directory with `saved_model.pb`.
 
     Raises:
-        DataError: It holds no detector with that signature that TensorFlow can load.
+        DataError: It holds no detector with the Object Detection API's outputs that TensorFlow can load.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -74,18 +77,29 @@ class ExportedInference:
         except Exception as error:
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise DataError(f"{directory}: cannot be loaded as a SavedModel: {line}") from error
-        if IMAGE_BYTES not in self._model.signatures:
-            names = ", ".join(self._model.signatures) or "none"
-            raise DataError(f"{directory}: has no signature {IMAGE_BYTES} (it has: {names}); expected a detector of "
-                            "mlcore export")  # fmt: skip
-        self._signature = self._model.signatures[IMAGE_BYTES]
-        missing = [name for name in OUTPUTS if name not in self._signature.structured_outputs]
+        signatures = self._model.signatures
+        name = next((name for name in (IMAGE_BYTES, "serving_default") if name in signatures), None)
+        if name is None:
+            raise DataError(f"{directory}: has no signature {IMAGE_BYTES} or serving_default; expected a detector")
+        self._signature = signatures[name]
+        missing = [output for output in OUTPUTS if output not in self._signature.structured_outputs]
         if missing:
-            raise DataError(f"{directory}: {IMAGE_BYTES} has no output {missing[0]}; expected a detection model")
+            raise DataError(f"{directory}: {name} has no output {missing[0]}; expected a detection model")
         self.has_masks = MASKS in self._signature.structured_outputs
+        ((self._input, spec),) = self._signature.structured_input_signature[1].items()
+        self._takes_pixels = spec.dtype == tensorflow.uint8
+        if not self._takes_pixels and spec.dtype != tensorflow.string:
+            raise DataError(f"{directory}: {name} takes {spec.dtype.name}; expected uint8 pixels or encoded pictures")
 
     def detect(self, images: Sequence[bytes]) -> list[Detections]:
-        return _call(self._signature, images)
+        if not self._takes_pixels:
+            return _call(lambda encoded: self._signature(**{self._input: encoded}), images)
+        return [found for image in images for found in _call(self._detect_pixels, [image])]
+
+    def _detect_pixels(self, encoded: Any) -> Any:
+        tensorflow = require("tensorflow", "tf")
+        pixels = tensorflow.io.decode_image(encoded[0], channels=3, expand_animations=False)
+        return self._signature(**{self._input: pixels[tensorflow.newaxis]})
 
 
 def _call(function: Any, images: Sequence[bytes]) -> list[Detections]:
@@ -95,8 +109,24 @@ def _call(function: Any, images: Sequence[bytes]) -> list[Detections]:
     return [detections_of(arrays, row) for row in range(len(images))]
 
 
+def detections_of(outputs: Mapping[str, Any], row: int) -> Detections:
+    """The detections of one picture among a batch of outputs, without the padding, best first."""
+    count = int(outputs["num_detections"][row])
+    scores = np.asarray(outputs["detection_scores"][row][:count], np.float32)
+    order = np.argsort(-scores, kind="stable")
+    order = order[np.isfinite(scores[order])]
+    boxes = np.asarray(outputs["detection_boxes"][row][:count], np.float32).reshape(-1, 4)[order]
+    masks = np.asarray(outputs[MASKS][row][:count], np.float32)[order] if MASKS in outputs else None
+    return Detections(
+        boxes_yxyx=np.clip(boxes, 0.0, 1.0),
+        scores=scores[order],
+        classes=np.rint(np.asarray(outputs["detection_classes"][row][:count])).astype(np.int64)[order],
+        masks=masks,
+    )
+
+
 def evaluate_split(
-    inference: Inference,
+    detector: Detector,
     split: RecordSplit,
     classes: Mapping[int, str],
     *,
@@ -107,7 +137,7 @@ def evaluate_split(
     """Run a model over a split of a record set and gather COCO's metrics over every image in it.
 
     Args:
-        inference: The model.
+        detector: The model.
         split: From `RecordSet.split`.
         classes: Id -> name.
         batch_size: Images a call.
@@ -117,11 +147,11 @@ def evaluate_split(
     Raises:
         DataError: A record is damaged, or the files hold another number of images than was written into them.
     """
-    metrics = CocoMetrics(classes, masks=inference.has_masks)
+    metrics = CocoMetrics(classes, masks=detector.has_masks)
     total = split.images if max_images is None else min(split.images, max_images)
     with Progress("evaluate", total=total, unit="images", quiet=quiet) as progress:
         for batch in _batches(split, batch_size, total):
-            found = inference.detect([image for _, image in batch])
+            found = detector.detect([image for _, image in batch])
             for (truth, _), detections in zip(batch, found, strict=True):
                 metrics.add(truth, detections)
             progress.update(len(batch))

@@ -1,0 +1,1 @@
+"""Serving: versions on disk, model server, clients, verification."""
