@@ -48,7 +48,7 @@ def find_saved_model(model: Path, flag: str = "--model") -> Path:
     }
     if not versions:
         raise UsageError(
-            f"{flag}={model}: holds no SavedModel; expected saved_model.pb in it, or version directories such as {model}/1"
+            f"{flag}={model}: holds no SavedModel; expected saved_model.pb or version directories such as {model}/1"
         )
     return versions[max(versions)]
 
