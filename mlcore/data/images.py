@@ -1,0 +1,247 @@
+"""What an image file really is: format, size, colours and orientation, from its own first bytes.
+
+Training reads images with `tf.io.decode_image(..., channels=3)`, which knows JPEG and PNG well, ignores EXIF and fails
+on a JPEG that is cut off. So most files are checked here by their headers alone (a few microseconds against
+milliseconds for decoding) and stored as they are; the others are decoded by Pillow and stored anew.
+"""
+
+import io
+import re
+import struct
+import zlib
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+EXTENSIONS = {
+    ".jpg": "jpeg", ".jpeg": "jpeg", ".jpe": "jpeg", ".jfif": "jpeg", ".png": "png", ".gif": "gif", ".bmp": "bmp",
+    ".tif": "tiff", ".tiff": "tiff", ".webp": "webp",
+}  # fmt: skip
+MAX_PIXELS = 178_956_970  # Pillow's own bound against decompression bombs
+JPEG_QUALITY = 95
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_U16 = struct.Struct(">H")
+_SOF = struct.Struct(">BHHB")  # precision, height, width, components
+_IHDR = struct.Struct(">IIBBBBB")
+_NO_LENGTH = frozenset((0x01, *range(0xD0, 0xD9)))  # TEM, RSTn, SOI: markers without a body
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOFn without DHT, JPG and DAC
+_PLAIN_FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended, progressive: what every decoder reads
+_FILL = re.compile(rb"\xff+")
+
+
+class ImageError(Exception):
+    """The bytes are no image that can be used; the message says why."""
+
+
+class Header(NamedTuple):
+    """What an image says of itself.
+
+    Attributes:
+        format: jpeg, png, or what Pillow calls it in lower case (gif, bmp, tiff, webp, ...).
+        width: Pixels as stored, before any EXIF rotation.
+        height: Pixels as stored.
+        channels: 1 for grey, 3 for colour (also behind a palette), 2 and 4 with alpha; CMYK has 4.
+        orientation: EXIF orientation, 1 to 8; 1 is upright.
+        problem: Rule of `irregularities` for which it must be stored anew, or empty.
+    """
+
+    format: str
+    width: int
+    height: int
+    channels: int
+    orientation: int = 1
+    problem: str = ""
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Width and height once the EXIF orientation is applied."""
+        return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
+
+
+def read_header(data: bytes) -> Header:
+    """The header of an image.
+
+    A JPEG must have its end marker and a PNG correct checksums in all of its chunks; a JPEG that is damaged in the
+    middle is found by `decode` alone (decoders show it with wrong pixels, but do not fail).
+
+    Raises:
+        ImageError: It is no image, or cut off, or larger than `MAX_PIXELS`.
+    """
+    if data[:3] == b"\xff\xd8\xff":
+        header = _read_jpeg(data)
+    elif data[:8] == _PNG_SIGNATURE:
+        header = _read_png(data)
+    else:
+        header = _read_other(data)
+    if header.width < 1 or header.height < 1:
+        raise ImageError(f"{header.format} of {header.width}x{header.height} pixels")
+    if header.width * header.height > MAX_PIXELS:
+        raise ImageError(f"{header.width}x{header.height} pixels; at most {MAX_PIXELS:,} are read")
+    return header
+
+
+def _read_jpeg(data: bytes) -> Header:
+    position, end = 2, len(data)
+    frame: tuple[int, int, int, int] | None = None
+    kind = 0
+    orientation = 1
+    try:
+        while True:
+            if data[position] != 0xFF:
+                raise ImageError(f"JPEG with no marker at byte {position}")
+            marker = data[position + 1]
+            if marker == 0xFF:  # fill bytes
+                match = _FILL.match(data, position)
+                position = match.end() - 1 if match else end
+                continue
+            position += 2
+            if marker in _NO_LENGTH:
+                continue
+            length = _U16.unpack_from(data, position)[0]
+            if marker in _FRAMES:
+                frame, kind = _SOF.unpack_from(data, position + 2), marker
+            elif marker == 0xE1 and data[position + 2 : position + 8] == b"Exif\0\0":
+                orientation = exif_orientation(data[position + 8 : position + length])
+            elif marker == 0xDA:
+                break
+            elif marker == 0xD9:
+                raise ImageError("JPEG without image data")
+            position += length
+    except (IndexError, struct.error) as error:
+        raise ImageError("JPEG cut off in its header") from error
+    if frame is None:
+        raise ImageError("JPEG without a frame header")
+    precision, height, width, components = frame
+    if kind not in _PLAIN_FRAMES or precision != 8 or components not in (1, 3):
+        problem = "image-colours"
+    elif data.rfind(b"\xff\xd9", position) < 0:
+        problem = "image-no-end"
+    else:
+        problem = ""
+    return Header("jpeg", width, height, components, orientation, problem)
+
+
+def exif_orientation(tiff: bytes) -> int:
+    """The orientation (tag 0x0112 of the first directory) of an EXIF block; 1 where there is none or it is damaged."""
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None:
+        return 1
+    try:
+        (start,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (count,) = struct.unpack_from(f"{order}H", tiff, start)
+        for entry in range(count):
+            tag, kind, number, value = struct.unpack_from(f"{order}HHIH", tiff, start + 2 + 12 * entry)
+            if tag == 0x0112:
+                return value if kind == 3 and number == 1 and 1 <= value <= 8 else 1
+    except struct.error:
+        pass
+    return 1
+
+
+def _read_png(data: bytes) -> Header:
+    """Walks over all chunks and checks each checksum: the only cheap way to find a damaged PNG."""
+    position, orientation, ihdr, ended = 8, 1, None, False
+    view = memoryview(data)
+    while position + 12 <= len(data):
+        length = int.from_bytes(view[position : position + 4], "big")
+        kind = data[position + 4 : position + 8]
+        if position + 12 + length > len(data):
+            break
+        body_end = position + 8 + length
+        if zlib.crc32(view[position + 4 : body_end]) != int.from_bytes(view[body_end : body_end + 4], "big"):
+            raise ImageError(f"PNG with a wrong checksum at byte {position}")
+        if kind == b"IHDR" and length == 13:
+            ihdr = _IHDR.unpack_from(data, position + 8)
+        elif kind == b"eXIf":
+            orientation = exif_orientation(data[position + 8 : body_end])
+        elif kind == b"IEND":
+            ended = True
+            break
+        position = body_end + 4
+    if ihdr is None:
+        raise ImageError("PNG without a header")
+    if not ended:
+        raise ImageError("PNG cut off")
+    width, height, bits, colour, _, _, _ = ihdr
+    channels = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}.get(colour)
+    if channels is None:
+        raise ImageError(f"PNG of colour type {colour}")
+    return Header("png", width, height, channels, orientation, "image-colours" if bits == 16 else "")
+
+
+def _read_other(data: bytes) -> Header:
+    if not data:
+        raise ImageError("an empty file")
+    image = _open(data)
+    orientation = exif_orientation(image.getexif().tobytes()[6:])
+    channels = 3 if image.mode in ("P", "PA") else len(image.getbands())
+    return Header(str(image.format).lower(), image.width, image.height, channels, orientation, "image-format")
+
+
+def _open(data: bytes) -> "Image.Image":
+    from PIL import Image
+
+    try:
+        return Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"more than {MAX_PIXELS:,} pixels") from error
+    except (OSError, SyntaxError, ValueError, struct.error) as error:
+        raise ImageError("of no known image format") from error
+
+
+def decode(data: bytes) -> "Image.Image":
+    """All pixels of an image.
+
+    Raises:
+        ImageError: They cannot be decoded in full.
+    """
+    from PIL import Image
+
+    image = _open(data)
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError) as error:
+        raise ImageError(f"cannot be decoded: {error}") from error
+    return image
+
+
+def reencode(data: bytes, header: Header, *, upright: bool) -> tuple[bytes, Header]:
+    """The image as an 8-bit grey or RGB JPEG or PNG that every decoder reads alike.
+
+    What was lossy becomes a JPEG of quality 95 without colour subsampling, the rest a PNG. Of an animation the first
+    frame is taken, of 16 bits the upper eight; alpha is dropped, as training decoders do.
+
+    Args:
+        data: The file.
+        header: What `read_header` says of it.
+        upright: Apply the EXIF orientation to the pixels.
+
+    Returns:
+        The new file and its header.
+
+    Raises:
+        ImageError: It cannot be decoded, or its pixels are no colours (such as 32-bit numbers).
+    """
+    from PIL import ImageOps
+
+    image = decode(data)
+    if upright:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        import numpy as np
+        from PIL import Image
+
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ImageError(f"pixels of mode {image.mode}; expected colours of 8 or 16 bits")
+    image = image.convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB")
+    image.info.clear()  # no EXIF, no profile: the pixels are final
+    buffer = io.BytesIO()
+    if header.format in ("jpeg", "webp", "mpo"):
+        image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    else:
+        image.save(buffer, "PNG")
+    fresh = buffer.getvalue()
+    return fresh, read_header(fresh)
