@@ -173,8 +173,9 @@ def _command(
     text = parse(function.__doc__ or "")
     paragraphs = [text.short_description or "", text.long_description or ""]
     options: list[click.Parameter] = [_option(parameter) for parameter in (*own, *common)]
-    options.append(click.Option(["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_print_version,
-                                help="Show the version and end."))  # fmt: skip
+    if all(parameter.flag != "--version" for parameter in own):  # `export --version` is the number of the model
+        options.append(click.Option(["--version"], is_flag=True, is_eager=True, expose_value=False,
+                                    callback=_print_version, help="Show the version and end."))  # fmt: skip
     return click.Command(
         name,
         params=options,
