@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import io
 import logging
 import os
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_ORIENTATION = 0x0112  # tag of EXIF
 _NOT_PICTURES = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF")  # Pillow knows their names but cannot decode them
 
 
@@ -101,8 +103,22 @@ def drawn_names(pictures: Sequence[Picture], ending: str = ".jpg") -> list[str]:
     return names
 
 
-def read_picture(path: Path) -> "npt.NDArray[np.uint8]":
-    """A picture of any format that Pillow knows as RGB, uint8 of shape (height, width, 3).
+@dataclass(frozen=True)
+class Pixels:
+    """A picture that was read.
+
+    Attributes:
+        rgb: uint8 of shape (height, width, 3), as a viewer shows it.
+        encoded: The same as a file that TensorFlow decodes to the same size: the picture's own bytes where it can, else
+            a BMP.
+    """
+
+    rgb: "npt.NDArray[np.uint8]"
+    encoded: bytes
+
+
+def read_picture(path: Path) -> Pixels:
+    """Reads a picture of any format that Pillow knows.
 
     It is turned as its EXIF says; of an animation the first frame is taken. As in training, alpha is dropped and of 16
     bits the upper eight are taken.
@@ -113,11 +129,21 @@ def read_picture(path: Path) -> "npt.NDArray[np.uint8]":
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
             image.load()
-            return np.asarray(as_rgb(image))
+            rgb = as_rgb(image)
+            if image.format in ("JPEG", "PNG") and image.mode in ("L", "RGB") and _is_upright(image):
+                return Pixels(np.asarray(rgb), content)
     except Exception as error:  # decoders raise whatever a damaged file leads them to
         raise OSError(_reason(error)) from error
+    buffer = io.BytesIO()
+    rgb.save(buffer, "BMP")  # nothing is lost and little time
+    return Pixels(np.asarray(rgb), buffer.getvalue())
+
+
+def _is_upright(image: "Image.Image") -> bool:
+    return image.getexif().get(_ORIENTATION, 1) in (0, 1)
 
 
 def _reason(error: Exception) -> str:

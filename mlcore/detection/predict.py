@@ -1,5 +1,6 @@
 """The step `predict`: pictures in, boxes out."""
 
+import dataclasses
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -14,12 +15,9 @@ from mlcore.runtime.parameters import Range, step
 from mlcore.runtime.progress import Progress
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from mlcore.detection.detector import Detector
+    from mlcore.detection.detectors import Detector
     from mlcore.detection.metrics import Detections
-    from mlcore.detection.pictures import Picture
+    from mlcore.detection.pictures import Picture, Pixels
 
 log = logging.getLogger(__name__)
 
@@ -72,12 +70,12 @@ def predict(
 
     Args:
         model: Directory of an exported model, or its parent: then the highest version in it.
-        input: A picture, a folder (searched at any depth) or a glob such as 'photos/*.jpg'. Repeat the flag for more.
+        input: A picture, a folder (searched at any depth) or a glob such as 'photos/*.jpg'.
         output_dir: Directory for the results.
         min_score: Lowest score of a box that is drawn and listed in predictions.json. coco_results.json has all of
             them, since average precision needs the low ones too.
         max_detections: Most boxes for one picture, the best first.
-        batch_size: Pictures that are read together; those of one size go through the model at once.
+        batch_size: Pictures that go through the model at once.
         label_map: Names of the classes (.pbtxt). Default: the model's own.
         draw: Write the pictures with boxes.
         max_bad_fraction: Share of unreadable pictures above which the step fails. Below it they are listed in
@@ -88,23 +86,25 @@ def predict(
         UsageError: The model or an input is not there, or there are no pictures.
         DataError: The model is not a detection model, or too many pictures are unreadable.
     """
-    from mlcore.detection import detector, pictures
+    from mlcore.detection import pictures
+    from mlcore.detection.detectors import ExportedDetector
+    from mlcore.serving.versions import find_version, model_digest
 
-    directory = detector.find_saved_model(model)
+    directory = find_version(model)
     found = pictures.find_pictures(input)
     classes = _read_classes(directory, label_map)
     output = OutputDirectory(
         output_dir,
         step="predict",
         parameters={"min_score": min_score, "max_detections": max_detections, "draw": draw, "classes": classes},
-        inputs={"model": detector.saved_model_digest(directory), "pictures": pictures.pictures_digest(found)},
+        inputs={"model": model_digest(directory), "pictures": pictures.pictures_digest(found)},
         overwrite=overwrite,
     )
     if (done := output.existing()) is not None:
         return PredictResult(**done["results"], model=directory, output_dir=output_dir)
-    answers = detector.SavedModelDetector(directory)
+    detector = ExportedDetector(directory)
     with output.writing() as staging:
-        run = _Run(answers, classes, staging, min_score=min_score, max_detections=max_detections, draw=draw)
+        run = _Run(detector, classes, staging, min_score=min_score, max_detections=max_detections, draw=draw)
         run.over(found, batch_size)
         run.check(max_bad_fraction)
         run.write(directory)
@@ -119,8 +119,9 @@ def predict(
 def _read_classes(directory: Path, label_map: Path | None) -> dict[int, str]:
     """Names of the classes; empty, with a warning, where nobody knows them."""
     from mlcore.data.label_map import read_label_map
+    from mlcore.serving.versions import LABEL_MAP
 
-    own = directory / "assets.extra" / "label_map.pbtxt"
+    own = directory / LABEL_MAP
     if label_map is None and not own.is_file():
         log.warning("%s has no label map: classes are shown as numbers; pass --label-map", directory)
         return {}
@@ -133,7 +134,7 @@ class _Read:
 
     index: int
     picture: "Picture"
-    pixels: "npt.NDArray[np.uint8] | None"
+    pixels: "Pixels | None"
     problem: str = ""
 
 
@@ -174,7 +175,8 @@ class _Run:
                     if item.pixels is None:
                         log.warning("%s: %s", item.picture.path, item.problem)
                         self.unreadable.append({"file": item.picture.name, "reason": item.problem})
-                detections = self.detector.detect([item.pixels for item in readable if item.pixels is not None])
+                encoded = [item.pixels.encoded for item in readable if item.pixels is not None]
+                detections = self.detector.detect(encoded) if encoded else []
                 for future in drawing:  # of the batch before: bounds what is held in memory
                     future.result()
                 drawing = []
@@ -190,12 +192,10 @@ class _Run:
 
     def _record(self, item: _Read, found: "Detections", image_id: int) -> tuple[dict[str, Any], "Detections"]:
         """What predictions.json says of a picture, and the boxes that are shown; adds to the COCO results."""
-        from mlcore.detection.detector import best_of
-
         assert item.pixels is not None
-        height, width = item.pixels.shape[:2]
-        found = best_of(found, self.max_detections)
-        shown = best_of(found, self.max_detections, self.min_score)
+        height, width = item.pixels.rgb.shape[:2]
+        found = _best_of(found, self.max_detections)
+        shown = _best_of(found, self.max_detections, self.min_score)
         self.coco += _coco_results(found, image_id, height, width)
         detections = [
             {
@@ -218,7 +218,7 @@ class _Run:
         from mlcore.detection.draw import DrawnBox, draw_boxes
 
         assert item.pixels is not None
-        pixels = item.pixels
+        pixels = item.pixels.rgb
         boxes = []
         for index, (box, score, class_id) in enumerate(zip(shown.boxes_yxyx, shown.scores, shown.classes, strict=True)):
             xmin, ymin, xmax, ymax = _xyxy(box, *pixels.shape[:2])
@@ -310,6 +310,17 @@ def _read(index: int, picture: "Picture") -> _Read:
         return _Read(index, picture, read_picture(picture.path))
     except OSError as error:
         return _Read(index, picture, None, str(error))
+
+
+def _best_of(found: "Detections", count: int, min_score: float = 0.0) -> "Detections":
+    """The first `count` of those that score at least `min_score`."""
+    import numpy as np
+
+    keep = np.flatnonzero(np.asarray(found.scores) >= min_score)[:count]
+    masks = None if found.masks is None else found.masks[keep]
+    return dataclasses.replace(
+        found, boxes_yxyx=found.boxes_yxyx[keep], scores=found.scores[keep], classes=found.classes[keep], masks=masks
+    )
 
 
 def _image_ids(pictures: Sequence["Picture"]) -> list[int]:

@@ -1,5 +1,6 @@
 """Pictures are found and read as a person sees them."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,15 @@ def save(path: Path, image: Image.Image | None = None, **options: object) -> Pat
     path.parent.mkdir(parents=True, exist_ok=True)
     (image or Image.fromarray(LEFT_RED)).save(path, **options)  # type: ignore[arg-type]
     return path
+
+
+def read(path: Path) -> np.ndarray:
+    """The pixels of a picture; what TensorFlow is given must decode to the same."""
+    read = read_picture(path)
+    with Image.open(io.BytesIO(read.encoded)) as image:
+        assert image.format in ("JPEG", "PNG", "BMP")
+        assert (np.asarray(image.convert("RGB")) == read.rgb).all()
+    return read.rgb
 
 
 def names(*inputs: object) -> list[str]:
@@ -87,7 +97,7 @@ def test_the_digest_tells_whether_something_changed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", ["png", "bmp", "tiff", "webp", "gif", "ppm", "tga", "jpg"])
 def test_any_format_is_read(ending: str, tmp_path: Path) -> None:
     options = {"quality": 95} if ending == "jpg" else {"lossless": True} if ending == "webp" else {}
-    pixels = read_picture(save(tmp_path / f"a.{ending}", **options))
+    pixels = read(save(tmp_path / f"a.{ending}", **options))
     assert pixels.shape == (20, 30, 3) and pixels.dtype == np.uint8
     assert np.abs(pixels[:, :12].astype(int) - LEFT_RED[:, :12]).max() < 12
 
@@ -100,25 +110,25 @@ def test_any_mode_is_read(mode: str, tmp_path: Path) -> None:
     image = Image.fromarray(LEFT_RED).convert("L" if colours in ("LA", "F", "I") else "RGB").convert(colours)
     if colours == "LAB":
         image = Image.new("LAB", (30, 20), (50, 10, 10))
-    assert read_picture(save(tmp_path / f"a{mode}", image)).shape == (20, 30, 3)
+    assert read(save(tmp_path / f"a{mode}", image)).shape == (20, 30, 3)
 
 
 def test_of_16_bits_the_upper_eight_are_taken(tmp_path: Path) -> None:
     image = Image.fromarray(np.array([[0, 255, 256, 40_000, 65_535]], np.uint16))
-    assert read_picture(save(tmp_path / "a.png", image))[0, :, 0].tolist() == [0, 0, 1, 156, 255]
+    assert read(save(tmp_path / "a.png", image))[0, :, 0].tolist() == [0, 0, 1, 156, 255]
 
 
 def test_what_exif_turns_is_turned(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    pixels = read_picture(save(tmp_path / "a.png", exif=exif))
+    pixels = read(save(tmp_path / "a.png", exif=exif))
     assert pixels.shape == (30, 20, 3)
     assert pixels[5, 10].tolist() == [250, 10, 10] and pixels[25, 10].tolist() == [10, 10, 250]
 
 
 def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path) -> None:
     second = Image.new("RGB", (30, 20), "white")
-    pixels = read_picture(save(tmp_path / "a.gif", save_all=True, append_images=[second]))
+    pixels = read(save(tmp_path / "a.gif", save_all=True, append_images=[second]))
     assert pixels[10, 5].tolist() == [250, 10, 10]
 
 
@@ -129,7 +139,7 @@ def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path) -> None:
 def test_a_file_that_is_no_picture_says_so(content: bytes, reason: str, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(OSError, match=reason):
-        read_picture(tmp_path / "a.jpg")
+        read(tmp_path / "a.jpg")
 
 
 def test_a_picture_that_is_cut_off_says_so(tmp_path: Path) -> None:
@@ -137,4 +147,4 @@ def test_a_picture_that_is_cut_off_says_so(tmp_path: Path) -> None:
     whole = save(tmp_path / "a.jpg", noise).read_bytes()
     (tmp_path / "a.jpg").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(OSError, match="truncated"):
-        read_picture(tmp_path / "a.jpg")
+        read(tmp_path / "a.jpg")

@@ -8,11 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from mlcore.detection.detector import SavedModelDetector, find_saved_model
 from mlcore.detection.predict import PredictResult, predict
 from mlcore.runtime.errors import DataError, UsageError
 
@@ -20,7 +18,12 @@ RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
 def save_model(
-    directory: Path, *, batch: int | None = None, masks: bool = False, output: str = "num_detections"
+    directory: Path,
+    *,
+    batch: int | None = None,
+    encoded: bool = True,
+    masks: bool = False,
+    output: str = "num_detections",
 ) -> Path:
     """A SavedModel with the outputs of an exported detector: classes 1, 2, 3 are red, green and blue."""
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
@@ -53,9 +56,19 @@ def save_model(
             found["detection_masks"] = tf.ones_like(scores)[:, :, None, None] * tf.ones([1, 1, 28, 28])
         return found
 
+    def detect_encoded(pictures: Any) -> dict[str, Any]:
+        def one(content: Any) -> dict[str, Any]:
+            image = tf.io.decode_image(content, channels=3, expand_animations=False)
+            return {name: values[0] for name, values in detect(image[None]).items()}
+
+        kinds = dict.fromkeys(detect(tf.zeros([1, 8, 8, 3], tf.uint8)), tf.float32)
+        return tf.map_fn(one, pictures, fn_output_signature=kinds)
+
     module = tf.Module()
     module.detect = tf.function(detect, input_signature=[tf.TensorSpec([batch, None, None, 3], tf.uint8, "inputs")])
-    tf.saved_model.save(module, str(directory), signatures={"serving_default": module.detect})
+    module.detect_encoded = tf.function(detect_encoded, input_signature=[tf.TensorSpec([None], tf.string, "inputs")])
+    signatures = {"serving_default": module.detect} | ({"image_bytes": module.detect_encoded} if encoded else {})
+    tf.saved_model.save(module, str(directory), signatures=signatures)
     extra = directory / "assets.extra"
     extra.mkdir()
     items = [f"item {{ id: {number} name: '{name}' }}\n" for number, name in enumerate(("red", "green", "blue"), 1)]
@@ -195,19 +208,23 @@ def test_batches_change_nothing(model: Path, tmp_path: Path) -> None:
             assert (tmp_path / "many" / path.relative_to(tmp_path / "one")).read_bytes() == path.read_bytes()
 
 
-def test_a_model_of_a_fixed_batch_takes_any_number_of_pictures(tmp_path: Path) -> None:
-    detector = SavedModelDetector(save_model(tmp_path / "1", batch=2))
-    images = [np.asarray(picture(((index, 8, 40, 32), RED))) for index in range(3)]
-    found = detector.detect(images)
-    assert [round(float(one.boxes_yxyx[0, 1]) * 64) for one in found] == [0, 1, 2]
-
-
 def test_the_highest_version_is_taken(model: Path, tmp_path: Path) -> None:
-    for name in ("2", "10", "tmp-11", "12"):
-        shutil.copytree(model, tmp_path / name)
-    (tmp_path / "12" / "saved_model.pb").unlink()
-    assert find_saved_model(tmp_path).name == "10"
-    assert find_saved_model(tmp_path / "2").name == "2"
+    for name in ("2", "10", "tmp-11"):
+        shutil.copytree(model, tmp_path / "export" / name)
+    save(tmp_path / "a.png", picture())
+    result, predictions = run(tmp_path / "export", tmp_path / "a.png", tmp_path / "out")
+    assert result.model == tmp_path / "export" / "10"
+    assert predictions["model"]["version"] == 10
+
+
+def test_a_model_that_takes_pixels_alone_gives_the_same(model: Path, tmp_path: Path) -> None:
+    """As those of the TensorFlow model zoo, for one picture at a time."""
+    zoo = save_model(tmp_path / "zoo", batch=1, encoded=False)
+    for index in range(3):
+        save(tmp_path / "in" / f"{index}.png", picture(((index, 8, 40, 32), RED), size=(63, 45 + index)))
+    _, expected = run(model, tmp_path / "in", tmp_path / "one")
+    _, predictions = run(zoo, tmp_path / "in", tmp_path / "other")
+    assert predictions["images"] == expected["images"]
 
 
 def test_a_model_that_is_not_there_or_not_one_is_named(model: Path, tmp_path: Path) -> None:
