@@ -70,7 +70,7 @@ def serving_functions(model: Any, task_config: Any) -> ServingFunctions:
     size = (int(model_config.input_size[0]), int(model_config.input_size[1]))
     padded = tuple(preprocess_ops.compute_padded_size(size, 2**model_config.max_level)) if parser.pad else size
     padded = (int(padded[0]), int(padded[1]))
-    anchors = _anchors(model_config, padded)
+    anchors = anchor_boxes(model_config, padded)
     has_masks = bool(getattr(model_config, "include_mask", False))
 
     def prepare(images: Any) -> tuple[Any, Any]:
@@ -138,7 +138,8 @@ def serving_functions(model: Any, task_config: Any) -> ServingFunctions:
     return ServingFunctions(image_tensor, image_bytes, tf_example, detect, prepare, padded, has_masks)
 
 
-def _anchors(model_config: Any, padded: tuple[int, int]) -> dict[str, Any]:
+def anchor_boxes(model_config: Any, padded: tuple[int, int]) -> dict[str, Any]:
+    """Level -> anchors [height, width, 4 * anchors a place], in pixels of a prepared picture."""
     from official.vision.ops import anchor
 
     generator = anchor.build_anchor_generator(
