@@ -1,0 +1,236 @@
+"""The chief's training loop under parameter servers: closures for the workers, a few at a time.
+
+The loop never calls TensorFlow's `join`, which waits for ever for a worker that was stopped. It keeps a window of
+closures in flight, goes on without a worker that does not answer, and ends with `RestartError` where it cannot go on.
+"""
+
+import logging
+import statistics
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mlcore.cluster.config import Cluster, Member
+from mlcore.cluster.guard import PeerGuard
+from mlcore.cluster.leaving import let_go, who_is_leaving
+from mlcore.cluster.ledger import Ledger, Work
+from mlcore.cluster.strategy import import_tensorflow
+from mlcore.runtime.errors import RestartError
+from mlcore.runtime.signals import StopFlag
+
+log = logging.getLogger(__name__)
+
+# Closures in flight beyond one for each worker: enough that no worker waits for the chief, few enough that a stop
+# drains in seconds.
+SPARE_CLOSURES = 2
+# A closure that takes this many times as long as others do has hung, even if its worker still answers.
+_HUNG_FACTOR = 20
+_HUNG_LEAST_S = 600.0
+# A worker that has left is gone or back after this time; what it is given while it is gone TensorFlow puts back.
+_LEAVING_S = 15.0
+_POLL_INTERVAL_S = 0.5
+
+
+class Coordinator:
+    """Schedules training steps on the workers of a cluster.
+
+    Args:
+        strategy: A ParameterServerStrategy.
+        cluster: The cluster.
+        guard: Watches the servers.
+        model_dir: Where workers leave word that they leave.
+        stall_timeout_s: A worker that does not answer for so long is left out; a run in which nothing is finished for
+            so long, and somebody does not answer, is ended.
+    """
+
+    def __init__(
+        self, strategy: Any, cluster: Cluster, guard: PeerGuard, model_dir: Path, stall_timeout_s: float = 30.0
+    ) -> None:
+        self._tf = import_tensorflow()
+        self.strategy = strategy
+        self.workers = cluster.of("worker")
+        self._coordinator = self._tf.distribute.coordinator.ClusterCoordinator(strategy)
+        self._ledger = Ledger(self._coordinator)
+        self._guard, self._model_dir, self._stall_timeout_s = guard, model_dir, stall_timeout_s
+        self._durations: deque[float] = deque(maxlen=50)
+        self._leaving: dict[Member, float] = {}
+        self._named: set[Member] = set()
+        self._concrete: dict[int, Any] = {}
+
+    @property
+    def steps_by_worker(self) -> Counter[str]:
+        """Steps that each worker (`worker 0`, `worker 1`) has finished since this process began."""
+        done = self._ledger.steps_by_worker
+        return Counter({f"{worker.role} {worker.index}": done[worker.index] for worker in self.workers})
+
+    def per_worker_iterator(self, make_dataset: Callable[[Any, Any], Any]) -> Any:
+        """An iterator on each worker over a dataset of its own, to be passed to `run`.
+
+        Args:
+            make_dataset: Called as make_dataset(input_context, generation) in a graph; gives the dataset. The
+                context's `input_pipeline_id` is a tensor, the worker's index of `num_input_pipelines`; `generation` is
+                a tensor too and grows each time that a worker has to begin again, so that it can shuffle otherwise.
+        """
+        from tensorflow.python.distribute.coordinator.values import PerWorkerDistributedIterator
+
+        tf = self._tf
+
+        def dataset_of(index: Any, generation: Any) -> Any:
+            context = tf.distribute.InputContext(len(self.workers), index, 1)
+            return make_dataset(context, generation)
+
+        number = tf.TensorSpec([], tf.int64)
+        concrete = tf.function(dataset_of, autograph=False).get_concrete_function(number, number)
+        generations: Counter[int] = Counter()
+
+        def begin(index: int) -> Any:
+            generations[index] += 1
+            return iter(concrete(tf.constant(index, tf.int64), tf.constant(generations[index] - 1, tf.int64)))
+
+        values = []
+        # The public way, create_per_worker_dataset, gives every worker the same dataset and no number.
+        for worker in self._coordinator._cluster.workers:
+            value = worker.create_resource(lambda index=worker.worker_index: begin(index))
+            value._type_spec = tf.data.IteratorSpec(concrete.structured_outputs.element_spec)
+            values.append(value)
+        return PerWorkerDistributedIterator(tuple(values))
+
+    def run(
+        self,
+        function: Any,
+        iterator: Any,
+        steps: int,
+        *,
+        steps_per_closure: int,
+        stop: StopFlag | None = None,
+        on_result: Callable[[int, Any], None] | None = None,
+    ) -> int:
+        """Have the workers train for some steps, and wait until they have.
+
+        Args:
+            function: A tf.function of (iterator, number of steps as an int32 scalar) that trains and gives what
+                `on_result` wants.
+            iterator: From `per_worker_iterator`.
+            steps: Steps in all.
+            steps_per_closure: Steps that a worker makes for each message from the chief.
+            stop: When it is set nothing more is scheduled, and the call returns after what is in flight.
+            on_result: Called as on_result(steps, result) for each closure, in the order in which they finish.
+
+        Returns:
+            Steps that were made; fewer than asked for after a stop.
+
+        Raises:
+            RestartError: A parameter server is lost, or no worker can go on.
+        """
+        tf, concrete = self._tf, self._trace(function, iterator)
+        done, progress_at = 0, time.monotonic()
+        window = len(self.workers) + SPARE_CLOSURES
+        while True:
+            self._guard.check()
+            try:
+                finished, unfinished = self._ledger.take_news()
+            except (tf.errors.OpError, RestartError) as error:
+                raise self.translate(error) from error
+            for work in finished:
+                done += work.steps
+                progress_at = time.monotonic()
+                if work.taken_at:
+                    self._durations.append(progress_at - work.taken_at)
+                if on_result is not None:
+                    on_result(work.steps, work.value.fetch())
+            self._let_leavers_go()
+            in_flight = self._without_stopped_workers(unfinished)
+            stopping = stop is not None and stop.is_set()
+            planned = done + sum(work.steps for work in in_flight)
+            while not stopping and planned < steps and len(in_flight) < window:
+                size = min(steps_per_closure, steps - planned)
+                work = self._schedule(concrete, iterator, size)
+                in_flight.append(work)
+                planned += size
+            if not in_flight:
+                return done
+            self._raise_if_stuck(progress_at, in_flight)
+            with self._ledger.changed:
+                if not self._ledger.has_news():
+                    self._ledger.changed.wait(_POLL_INTERVAL_S)
+
+    def _trace(self, function: Any, iterator: Any) -> Any:
+        key = id(function)
+        if key not in self._concrete:
+            with self.strategy.scope():  # slot variables are made while it is traced
+                self._concrete[key] = function.get_concrete_function(
+                    iterator._values[0]._type_spec, self._tf.TensorSpec([], self._tf.int32)
+                )
+        return self._concrete[key]
+
+    def _schedule(self, concrete: Any, iterator: Any, size: int) -> Work:
+        argument = self._tf.constant(size, self._tf.int32)
+        try:
+            return self._ledger.add(lambda: self._coordinator.schedule(concrete, args=(iterator, argument)), size)
+        except self._tf.errors.OpError as error:
+            raise self.translate(error) from error
+
+    def _without_stopped_workers(self, unfinished: list[Work]) -> list[Work]:
+        """The closures to wait for: those of a worker that does not answer are written off."""
+        in_flight = []
+        for work in unfinished:
+            worker = None if work.worker is None else self.workers[work.worker]
+            if worker is not None and self._guard.missing_for(worker) >= self._stall_timeout_s:
+                if not work.written_off:
+                    work.written_off = True
+                    log.warning(
+                        "%s: %s for %.0f s; going on without it and without the %d steps that it has",
+                        worker.name, self._guard.trouble(worker), self._guard.missing_for(worker), work.steps,
+                    )  # fmt: skip
+                    self._named.add(worker)
+            elif work.written_off and worker is not None and not self._guard.missing_for(worker):
+                work.written_off = False
+            if not work.written_off:
+                in_flight.append(work)
+        for worker in list(self._named):
+            if not self._guard.missing_for(worker):
+                self._named.discard(worker)
+                log.info("%s answers again", worker.name)
+        return in_flight
+
+    def _raise_if_stuck(self, progress_at: float, in_flight: list[Work]) -> None:
+        """Nothing is finished any more, and it is not for slowness."""
+        quiet_s = time.monotonic() - progress_at
+        if quiet_s < self._stall_timeout_s:
+            return
+        missing = [worker for worker in self.workers if self._guard.missing_for(worker) >= self._stall_timeout_s]
+        if len(missing) == len(self.workers):
+            raise RestartError(f"no worker is left: {self._guard.diagnose()}")
+        typical_s = statistics.median(self._durations) if self._durations else 0.0
+        if quiet_s >= max(_HUNG_LEAST_S, _HUNG_FACTOR * typical_s, self._stall_timeout_s):
+            names = sorted({self.workers[work.worker].name for work in in_flight if work.worker is not None})
+            who = self._guard.diagnose() or f"all answer; at work: {', '.join(names) or 'nobody'}"
+            raise RestartError(f"no closure was finished for {quiet_s:.0f} s: {who}")
+
+    def _let_leavers_go(self) -> None:
+        """Workers that were asked to stop get nothing more, and their answer once they are idle."""
+        now = time.monotonic()
+        for worker in who_is_leaving(self._model_dir, self.workers):
+            if worker not in self._leaving:
+                log.info("%s wants to leave: it gets nothing more", worker.name)
+            self._leaving[worker] = now
+        self._leaving = {worker: asked for worker, asked in self._leaving.items() if now - asked < _LEAVING_S}
+        self._ledger.hold_back([worker.index for worker in self._leaving])
+        for worker in self._leaving:
+            if self._ledger.is_idle(worker.index):
+                let_go(self._model_dir, worker)
+
+    def translate(self, error: BaseException) -> BaseException:
+        """What an error of TensorFlow means: that somebody is gone, or itself where all answer."""
+        if isinstance(error, RestartError):
+            return error
+        trouble = self._guard.diagnose()
+        errors = self._tf.errors
+        if trouble:
+            return RestartError(f"a member of the cluster is lost: {trouble}")
+        gone = errors.UnavailableError | errors.AbortedError | errors.CancelledError | errors.DeadlineExceededError
+        if isinstance(error, gone) or "context_id" in str(error):
+            return RestartError(f"the cluster has lost its state: {str(error).splitlines()[0]}")
+        return error
