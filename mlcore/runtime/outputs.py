@@ -248,10 +248,13 @@ def _locked_directory(parent: Path, prefix: str) -> tuple[Path, int]:
     """A new directory and a descriptor that holds its lock, which tells other runs that it is in use."""
     while True:
         directory = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        directory.chmod(0o777 & ~_umask())
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            directory.chmod(0o777 & ~_umask())
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:  # another run took it for abandoned before it was locked
+            continue
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if directory.exists():  # else another run took it for abandoned before it was locked
+        if directory.exists():  # else the same, a moment later
             return directory, descriptor
         os.close(descriptor)
 
