@@ -92,6 +92,15 @@ class Detections:
     masks: "FloatArray | None" = None
 
 
+@dataclass(frozen=True)
+class _Image:
+    """An image as COCO's annotations: (height, width), objects and detections."""
+
+    size: tuple[int, int]
+    objects: list[dict[str, Any]]
+    found: list[dict[str, Any]]
+
+
 class CocoMetrics:
     """Gathers images and computes COCO's metrics over them.
 
@@ -105,7 +114,7 @@ class CocoMetrics:
     def __init__(self, classes: Mapping[int, str], *, masks: bool = False) -> None:
         self.classes = dict(classes)
         self.masks = masks
-        self._images: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
+        self._images: dict[str, _Image] = {}
         self._evaluated: dict[str, Any] = {}
 
     @property
@@ -128,7 +137,9 @@ class CocoMetrics:
                 "expected a mask for each (convert with --target=bodies)"
             )
         self._evaluated.clear()
-        self._images[truth.source_id] = (self._objects(truth), self._found(truth, found))
+        self._images[truth.source_id] = _Image(
+            (truth.height, truth.width), self._objects(truth), self._found(truth, found)
+        )
 
     def _objects(self, truth: GroundTruth) -> list[dict[str, Any]]:
         boxes = _xywh(truth.boxes_yxyx, truth)
@@ -180,8 +191,8 @@ class CocoMetrics:
         """Class -> metrics by name, and `objects`, the number that is there to be found."""
         table: dict[str, dict[str, float]] = {}
         counts = dict.fromkeys(self.classes, 0)
-        for objects, _ in self._images.values():
-            for annotation in objects:
+        for image in self._images.values():
+            for annotation in image.objects:
                 if not annotation["iscrowd"] and annotation["category_id"] in counts:
                     counts[annotation["category_id"]] += 1
         for label, name in sorted(self.classes.items()):
@@ -216,14 +227,15 @@ class CocoMetrics:
         truth, found = coco.COCO(), coco.COCO()
         truths: list[dict[str, Any]] = []
         founds: list[dict[str, Any]] = []
-        images = [{"id": number} for number in range(1, len(self._images) + 1)]
-        for image, source_id in zip(images, sorted(self._images), strict=True):
-            objects, detections = self._images[source_id]
-            for annotation in objects:  # ids from 1: COCOeval takes 0 for "no match"
-                truths.append({**annotation, "image_id": image["id"], "id": len(truths) + 1})
-            for annotation in detections:
+        images = []
+        # Ids from 1: COCOeval takes 0 for "no match".
+        for number, (_, image) in enumerate(sorted(self._images.items()), start=1):
+            images.append({"id": number, "height": image.size[0], "width": image.size[1]})
+            for annotation in image.objects:
+                truths.append({**annotation, "image_id": number, "id": len(truths) + 1})
+            for annotation in image.found:
                 area = annotation["mask_area" if kind == "segm" else "area"]
-                founds.append({**annotation, "area": area, "image_id": image["id"], "id": len(founds) + 1})
+                founds.append({**annotation, "area": area, "image_id": number, "id": len(founds) + 1})
         categories = [{"id": label, "name": name} for label, name in sorted(self.classes.items())]
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints; stdout is for results
             for index, annotations in ((truth, truths), (found, founds)):
