@@ -1,7 +1,7 @@
 """Checkpoints of a model directory: which are there, which are whole, the best one.
 
-`ckpt-<step>.index` and `ckpt-<step>.data-*` are checkpoints of training (model, optimizer, global step); the last few are
-kept. `best/` holds the one whose evaluation during training was best, and `best/best.json` says which and why.
+`ckpt-<step>.index` and `ckpt-<step>.data-*` are checkpoints of training (model, optimizer, global step); the last few
+are kept. `best/` holds the one whose evaluation during training was best, and `best/best.json` says which and why.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import difflib
 import importlib.resources
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -219,10 +218,8 @@ def build_model(task: Task) -> tf_keras.Model:
             head({level: tf.zeros((1, *shape[1:])) for level, shape in shapes.items()}, training=False)
         return model
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Input dict contained keys")  # levels that the decoder does not use
-        # Official's layers branch on Python values alone; converting their code with AutoGraph is time for nothing.
-        return tf.autograph.experimental.do_not_convert(build)()
+    # Official's layers branch on Python values alone; converting their code with AutoGraph is time for nothing.
+    return tf.autograph.experimental.do_not_convert(build)()
 
 
 def restore(model: tf_keras.Model, checkpoint: Path) -> int:

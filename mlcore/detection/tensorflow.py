@@ -6,6 +6,7 @@ import importlib.machinery
 import logging
 import os
 import sys
+import warnings
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -65,6 +66,8 @@ def import_tensorflow() -> Any:
     _import_late(_RARELY_USED)
     tensorflow = require("tensorflow", extra="detection")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    # official.vision hands its decoders all levels of the backbone, also those that they do not use.
+    warnings.filterwarnings("ignore", message="Input dict contained keys", module="tf_keras")
     for package in ("tf_keras", "official", "pycocotools"):
         require(package, extra="detection")
     return tensorflow

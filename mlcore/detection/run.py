@@ -1,0 +1,222 @@
+"""A training run on one machine: from a model directory, records and settings to a finished model."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlcore.data.records import RecordSet
+from mlcore.detection.model_directory import ModelDirectory
+from mlcore.detection.settings import Settings, configure, describe
+from mlcore.detection.tensorflow import import_tensorflow
+from mlcore.runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+    from official.core.config_definitions import ExperimentConfig
+
+    from mlcore.detection.loop import Evaluate, Outcome, Plan
+    from mlcore.detection.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+_EVAL_BATCH = 8
+
+
+def run(
+    directory: ModelDirectory,
+    records: RecordSet,
+    settings: Settings,
+    *,
+    metric: str,
+    patience: int,
+    seed: int,
+    deterministic: bool | None,
+    strategy_name: str,
+) -> dict[str, Any]:
+    """Train; the results that `_SUCCESS.json` records and `TrainResult` gives.
+
+    Raises:
+        UsageError, DataError, Stopped: See `mlcore.detection.train.train`.
+    """
+    tf = import_tensorflow()
+    config = configure(settings, records)
+    directory.open(describe(settings, config, records, seed), records.classes)
+    gpus = tf.config.list_physical_devices("GPU")
+    deterministic = not gpus if deterministic is None else deterministic
+    seed_everything(tf, seed, deterministic)
+    strategy = make_strategy(tf, strategy_name)
+    batch_size = config.task.train_data.global_batch_size
+    if batch_size % strategy.num_replicas_in_sync:
+        raise UsageError(
+            f"--batch-size={batch_size}: expected a multiple of {strategy.num_replicas_in_sync}, the number of devices"
+        )
+
+    from mlcore.detection.loop import TrainingLoop
+    from mlcore.detection.runner import LocalRunner
+
+    plan = make_plan(config, records, metric=metric, patience=patience)
+    trainer = prepare_trainer(strategy, config, directory.path)
+    if trainer.steps_done() >= plan.steps:
+        return _already_done(directory, trainer, plan)
+    directory.begin()
+    dataset = _dataset(tf, strategy, trainer, records, seed=seed, deterministic=deterministic)
+    loop = TrainingLoop(
+        trainer,
+        LocalRunner(trainer, strategy, dataset),
+        plan,
+        directory.path,
+        evaluate=make_evaluate(trainer, records) if "val" in records.by_split else None,
+        first_step_done=_log_first_step,
+    )
+    with strategy.scope():
+        outcome = loop.run()
+    results = results_of(outcome)
+    directory.finish(results)
+    log.info("trained to step %d: %s", outcome.step, directory.path)
+    return results
+
+
+def seed_everything(tf: Any, seed: int, deterministic: bool) -> None:
+    """Seed TensorFlow, NumPy and Python; make GPUs compute the same each time where asked."""
+    import tf_keras
+
+    tf_keras.utils.set_random_seed(seed + 1)  # tf.data takes 0 for no seed
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+
+
+def make_strategy(tf: Any, name: str) -> tf.distribute.Strategy:
+    """The strategy for this machine: its default one for one device, MirroredStrategy for several.
+
+    Raises:
+        UsageError: `mirrored` with only one device.
+    """
+    gpus = tf.config.list_logical_devices("GPU")
+    if name == "one_device" or (name == "auto" and len(gpus) < 2):
+        return tf.distribute.get_strategy()
+    devices = [device.name for device in gpus or tf.config.list_logical_devices("CPU")]
+    if len(devices) < 2:
+        raise UsageError("--strategy=mirrored: there is one device; expected several GPUs, or leave the flag out")
+    log.info("training on %d devices: %s", len(devices), ", ".join(devices))
+    # Without NCCL where it cannot be: between CPU devices.
+    options = None if gpus else tf.distribute.ReductionToOneDevice()
+    return tf.distribute.MirroredStrategy(devices, cross_device_ops=options)
+
+
+def make_plan(config: ExperimentConfig, records: RecordSet, *, metric: str, patience: int) -> Plan:
+    """What the loop does when, from the configuration."""
+    from mlcore.detection.loop import Plan
+
+    trainer = config.trainer
+    eval_interval = trainer.validation_interval if "val" in records.by_split else 0
+    if not eval_interval:
+        log.info(
+            "no evaluation while training: %s", "--eval-interval=0" if "val" in records.by_split else "no val split"
+        )
+    return Plan(
+        steps=trainer.train_steps,
+        summary_interval=trainer.summary_interval,
+        checkpoint_interval=trainer.checkpoint_interval,
+        eval_interval=eval_interval,
+        metric=metric,
+        patience=patience,
+        shards=records.shards("train"),
+    )
+
+
+def prepare_trainer(strategy: tf.distribute.Strategy, config: ExperimentConfig, model_dir: Path) -> Trainer:
+    """A trainer in the strategy's scope, with the weights of the newest good checkpoint, else of `init_checkpoint`."""
+    from mlcore.detection.trainer import Trainer
+
+    with strategy.scope():
+        trainer = Trainer(config, replicas=strategy.num_replicas_in_sync)
+        if not trainer.resume(model_dir):
+            trainer.initialize()
+    return trainer
+
+
+def make_evaluate(trainer: Trainer, records: RecordSet) -> Evaluate:
+    """A function that evaluates the trainer's model, as it is when called, on the val split."""
+    from mlcore.detection.detectors import ModelDetector, evaluate_split
+
+    detector: list[ModelDetector] = []
+
+    def evaluate() -> Mapping[str, float]:
+        if not detector:  # late: tracing it need not delay the first step
+            detector.append(ModelDetector(trainer.model, trainer.config.task))
+        metrics = evaluate_split(detector[0], records.split("val"), records.classes, batch_size=_EVAL_BATCH, quiet=True)
+        return metrics.compute()
+
+    return evaluate
+
+
+def _dataset(
+    tf: Any,
+    strategy: tf.distribute.Strategy,
+    trainer: Trainer,
+    records: RecordSet,
+    *,
+    seed: int,
+    deterministic: bool,
+) -> Any:
+    from mlcore.detection.input import train_dataset
+
+    batch_size = trainer.config.task.train_data.global_batch_size
+    replicas = strategy.num_replicas_in_sync
+
+    def make(_context: Any = None) -> Any:
+        return train_dataset(
+            trainer.task,
+            records.shards("train"),
+            records=records.count("train"),
+            batch_size=batch_size // replicas,
+            seed=seed,
+            examples_done=trainer.steps_done() * batch_size,
+            deterministic=deterministic,
+        )
+
+    return make() if replicas == 1 else strategy.distribute_datasets_from_function(make)
+
+
+def _already_done(directory: ModelDirectory, trainer: Trainer, plan: Plan) -> dict[str, Any]:
+    step = trainer.steps_done()
+    log.info("%s is up to date: trained to step %d, --steps=%d", directory.path, step, plan.steps)
+    results = directory.results()
+    if results is None:  # killed after its last checkpoint
+        from mlcore.detection.checkpoints import read_best
+        from mlcore.detection.loop import Outcome
+
+        results = results_of(Outcome(step=step, best=read_best(directory.path)))
+        directory.finish(results)
+    return results
+
+
+def results_of(outcome: Outcome) -> dict[str, Any]:
+    """The results of the step, from how training went."""
+    nan = float("nan")
+    return {
+        "steps": outcome.step,
+        "loss": outcome.loss,
+        "steps_per_second": outcome.steps_per_second,
+        "coco_ap": outcome.metrics.get("coco_ap", nan),
+        "ap50": outcome.metrics.get("ap50", nan),
+        "best_step": outcome.best.step if outcome.best else 0,
+        "stopped_early": outcome.stopped_early,
+    }
+
+
+def _log_first_step() -> None:
+    log.info("first step done %.1f s after the start of the process", _process_age_s())
+
+
+def _process_age_s() -> float:
+    """Seconds since this process was started, with the imports before the first line of ours."""
+    import os
+
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
