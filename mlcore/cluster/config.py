@@ -17,7 +17,7 @@ from mlcore.cluster.ranks import tf_config_from_ranks
 from mlcore.runtime.errors import UsageError
 
 Role = Literal["chief", "worker", "ps", "evaluator"]
-StrategyName = Literal["one-machine", "multi-worker-mirrored", "parameter-server"]
+StrategyName = Literal["one_machine", "multi_worker_mirrored", "parameter_server"]
 
 ROLES: tuple[Role, ...] = ("chief", "worker", "ps", "evaluator")
 _ALIASES = {"master": "chief"}
@@ -100,8 +100,8 @@ class Cluster:
     def strategy(self) -> StrategyName:
         """The strategy that the roles ask for."""
         if self.of("ps") or (self.sparse and self.role in ("ps", "worker")):
-            return "parameter-server"
-        return "multi-worker-mirrored" if len(self.of("chief", "worker")) > 1 else "one-machine"
+            return "parameter_server"
+        return "multi_worker_mirrored" if len(self.of("chief", "worker")) > 1 else "one_machine"
 
     def tensorflow_spec(self) -> dict[str, dict[int, str]]:
         """What TensorFlow's ClusterSpec takes: the members without the evaluators."""

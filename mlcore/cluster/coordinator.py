@@ -8,7 +8,7 @@ import logging
 import statistics
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class Coordinator:
         self._durations: deque[float] = deque(maxlen=50)
         self._leaving: dict[Member, float] = {}
         self._named: set[Member] = set()
-        self._concrete: dict[int, Any] = {}
+        self._concrete: dict[tuple[int, ...], tuple[Any, Any, Sequence[Any]]] = {}
 
     @property
     def steps_by_worker(self) -> Counter[str]:
@@ -66,15 +66,13 @@ class Coordinator:
         return Counter({f"{worker.role} {worker.index}": done[worker.index] for worker in self.workers})
 
     def per_worker_iterator(self, make_dataset: Callable[[Any, Any], Any]) -> Any:
-        """An iterator on each worker over a dataset of its own, to be passed to `run`.
+        """An iterator on each worker over a dataset of its own, an input of `run`.
 
         Args:
             make_dataset: Called as make_dataset(input_context, generation) in a graph; gives the dataset. The
                 context's `input_pipeline_id` is a tensor, the worker's index of `num_input_pipelines`; `generation` is
                 a tensor too and grows each time that a worker has to begin again, so that it can shuffle otherwise.
         """
-        from tensorflow.python.distribute.coordinator.values import PerWorkerDistributedIterator
-
         tf = self._tf
 
         def dataset_of(index: Any, generation: Any) -> Any:
@@ -89,31 +87,45 @@ class Coordinator:
             generations[index] += 1
             return iter(concrete(tf.constant(index, tf.int64), tf.constant(generations[index] - 1, tf.int64)))
 
+        return self._on_each_worker(begin, tf.data.IteratorSpec(concrete.structured_outputs.element_spec))
+
+    def per_worker_copy(self, tensor: Any) -> Any:
+        """A copy of a tensor on each worker, an input of `run`."""
+        return self._on_each_worker(lambda _: self._tf.identity(tensor), self._tf.TensorSpec.from_tensor(tensor))
+
+    def _on_each_worker(self, make: Callable[[int], Any], spec: Any) -> Any:
+        """What `make(index)` gives on each worker; made again on a worker that comes back.
+
+        The public way, `create_per_worker_dataset`, gives all workers the same dataset and no number.
+        """
+        from tensorflow.python.distribute.coordinator.values import PerWorkerDistributedIterator
+
         values = []
-        # The public way, create_per_worker_dataset, gives every worker the same dataset and no number.
         for worker in self._coordinator._cluster.workers:
-            value = worker.create_resource(lambda index=worker.worker_index: begin(index))
-            value._type_spec = tf.data.IteratorSpec(concrete.structured_outputs.element_spec)
+            value = worker.create_resource(lambda index=worker.worker_index: make(index))
+            value._type_spec = spec
             values.append(value)
         return PerWorkerDistributedIterator(tuple(values))
 
     def run(
         self,
         function: Any,
-        iterator: Any,
+        inputs: Sequence[Any],
         steps: int,
         *,
-        steps_per_closure: int,
+        first: int = 0,
+        steps_per_closure: int = 1,
         stop: StopFlag | None = None,
         on_result: Callable[[int, Any], None] | None = None,
     ) -> int:
         """Have the workers train for some steps, and wait until they have.
 
         Args:
-            function: A tf.function of (iterator, number of steps as an int32 scalar) that trains and gives what
-                `on_result` wants.
-            iterator: From `per_worker_iterator`.
+            function: A tf.function of (*inputs, first, count) that makes `count` steps (int32) and gives what
+                `on_result` wants; `first` (int64) counts the steps that were handed out before.
+            inputs: From `per_worker_iterator` and `per_worker_copy`.
             steps: Steps in all.
+            first: Number of the first step.
             steps_per_closure: Steps that a worker makes for each message from the chief.
             stop: When it is set nothing more is scheduled, and the call returns after what is in flight.
             on_result: Called as on_result(steps, result) for each closure, in the order in which they finish.
@@ -124,7 +136,7 @@ class Coordinator:
         Raises:
             RestartError: A parameter server is lost, or no worker can go on.
         """
-        tf, concrete = self._tf, self._trace(function, iterator)
+        tf, concrete = self._tf, self._trace(function, inputs)
         done, progress_at = 0, time.monotonic()
         window = len(self.workers) + SPARE_CLOSURES
         while True:
@@ -146,7 +158,7 @@ class Coordinator:
             planned = done + sum(work.steps for work in in_flight)
             while not stopping and planned < steps and len(in_flight) < window:
                 size = min(steps_per_closure, steps - planned)
-                work = self._schedule(concrete, iterator, size)
+                work = self._schedule(concrete, inputs, first + planned, size)
                 in_flight.append(work)
                 planned += size
             if not in_flight:
@@ -156,20 +168,24 @@ class Coordinator:
                 if not self._ledger.has_news():
                     self._ledger.changed.wait(_POLL_INTERVAL_S)
 
-    def _trace(self, function: Any, iterator: Any) -> Any:
-        key = id(function)
+    def _trace(self, function: Any, inputs: Sequence[Any]) -> Any:
+        """The function for these inputs. Traced apart from scheduling, so that workers get their inputs meanwhile."""
+        tf, key = self._tf, (id(function), *map(id, inputs))
         if key not in self._concrete:
+            specs = [each._values[0]._type_spec for each in inputs]
             with self.strategy.scope():  # slot variables are made while it is traced
-                self._concrete[key] = function.get_concrete_function(
-                    iterator._values[0]._type_spec, self._tf.TensorSpec([], self._tf.int32)
+                concrete = function.get_concrete_function(
+                    *specs, tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.int32)
                 )
-        return self._concrete[key]
+            self._concrete[key] = concrete, function, inputs  # kept, so that no other object gets their ids
+        return self._concrete[key][0]
 
-    def _schedule(self, concrete: Any, iterator: Any, size: int) -> Work:
-        argument = self._tf.constant(size, self._tf.int32)
+    def _schedule(self, concrete: Any, inputs: Sequence[Any], first: int, size: int) -> Work:
+        tf = self._tf
+        arguments = (*inputs, tf.constant(first, tf.int64), tf.constant(size, tf.int32))
         try:
-            return self._ledger.add(lambda: self._coordinator.schedule(concrete, args=(iterator, argument)), size)
-        except self._tf.errors.OpError as error:
+            return self._ledger.add(lambda: self._coordinator.schedule(concrete, args=arguments), size)
+        except tf.errors.OpError as error:
             raise self.translate(error) from error
 
     def _without_stopped_workers(self, unfinished: list[Work]) -> list[Work]:

@@ -10,7 +10,7 @@ from mlcore.runtime.extras import require
 
 log = logging.getLogger(__name__)
 
-StrategyChoice = Literal["auto", "one-machine", "multi-worker-mirrored", "parameter-server"]
+StrategyChoice = Literal["auto", "one_machine", "multi_worker_mirrored", "parameter_server"]
 
 # A variable below this size stays whole on one parameter server; a larger one is cut into equal parts, one for each.
 # Cutting a small one costs more round trips than it spreads load.
@@ -32,14 +32,14 @@ def choose_strategy(cluster: Cluster | None, choice: StrategyChoice = "auto") ->
     Raises:
         UsageError: The cluster does not have the members for the one that is asked for.
     """
-    natural: StrategyName = "one-machine" if cluster is None else cluster.strategy
+    natural: StrategyName = "one_machine" if cluster is None else cluster.strategy
     if choice in ("auto", natural):
         return natural
     assert choice in get_args(StrategyChoice)
-    if choice == "parameter-server":
-        raise UsageError("--strategy=parameter-server: the cluster has no ps")
-    if choice == "multi-worker-mirrored" and (cluster is None or len(cluster.of("chief", "worker")) < 2):
-        raise UsageError("--strategy=multi-worker-mirrored: expected a cluster of at least two workers")
+    if choice == "parameter_server":
+        raise UsageError("--strategy=parameter_server: the cluster has no ps")
+    if choice == "multi_worker_mirrored" and (cluster is None or len(cluster.of("chief", "worker")) < 2):
+        raise UsageError("--strategy=multi_worker_mirrored: expected a cluster of at least two workers")
     return choice  # type: ignore[return-value]
 
 

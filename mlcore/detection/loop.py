@@ -10,23 +10,19 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from mlcore.detection.checkpoints import Best, find_checkpoint, list_checkpoints, read_best, write_best
+from mlcore.detection.checkpoints import Best, find_checkpoint, list_checkpoints, read_best
 from mlcore.detection.input import describe_record
 from mlcore.detection.runner import NonFinite, StepRunner, Window
 from mlcore.detection.summaries import Summaries
 from mlcore.detection.trainer import TOTAL_LOSS, Trainer, checkpoint_manager
+from mlcore.detection.validation import Evaluate, Validation
 from mlcore.runtime.errors import DataError
 from mlcore.runtime.progress import Progress
 from mlcore.runtime.results import print_metrics
 from mlcore.runtime.signals import StopFlag, stop_flag
 
 log = logging.getLogger(__name__)
-
-_PRINTED = ("coco_ap", "ap50", "ap75", "ar_100_detections")  # the rest is in TensorBoard
-
-Evaluate = Callable[[], Mapping[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +51,10 @@ class Plan:
         """The next step after which there is something to do."""
         intervals = (self.summary_interval, self.checkpoint_interval, self.eval_interval)
         return min(self.steps, *((step // every + 1) * every for every in intervals if every > 0))
+
+    def out_of_patience(self, step: int, best: Best | None) -> bool:
+        """Whether the evaluation of a step was one too many without a better one."""
+        return bool(self.patience and best and step - best.step >= self.patience * self.eval_interval)
 
 
 @dataclass
@@ -88,6 +88,7 @@ class TrainingLoop:
         model_dir: Where checkpoints and summaries go.
         evaluate: Metrics of the model as it is now; None: there is nothing to evaluate on.
         first_step_done: Called once, when the first step is done.
+        stop_early: Asked after each checkpoint with its step: whether somebody else's evaluations say so.
     """
 
     def __init__(
@@ -99,9 +100,13 @@ class TrainingLoop:
         *,
         evaluate: Evaluate | None = None,
         first_step_done: Callable[[], None] = lambda: None,
+        stop_early: Callable[[int], bool] = lambda _: False,
     ) -> None:
         self.trainer, self.runner, self.plan, self.model_dir = trainer, runner, plan, model_dir
-        self._evaluate = evaluate if plan.eval_interval else None
+        self._validation = None
+        if evaluate is not None and plan.eval_interval:
+            self._validation = Validation(trainer, evaluate, model_dir, metric=plan.metric)
+        self._stop_early = stop_early
         self._first_step_done = first_step_done
         self._manager = checkpoint_manager(trainer, model_dir)
         self._outcome = Outcome(step=trainer.steps_done(), best=read_best(model_dir))
@@ -156,9 +161,10 @@ class TrainingLoop:
             rate = self.trainer.learning_rate()
             scalars = {**self._window.losses, "learning_rate": rate, "steps_per_second": self._outcome.steps_per_second}
             self._summaries.train(step, scalars)
-        evaluates = self._evaluate is not None and (self._due(self.plan.eval_interval) or last)
+        evaluates = self._validation is not None and (self._due(self.plan.eval_interval) or last)
         if self._due(self.plan.checkpoint_interval) or last or evaluates:
             self._save()
+            self._outcome.stopped_early = self._stop_early(step) and not last
         if evaluates:
             self._validate(step)
 
@@ -175,21 +181,11 @@ class TrainingLoop:
             log.info("saved %s", self.model_dir / f"ckpt-{step}")
 
     def _validate(self, step: int) -> None:
-        assert self._evaluate is not None
-        with _averaged_weights(self.trainer.optimizer):
-            metrics = self._evaluate()
-            value = metrics[self.plan.metric]
-            best = self._outcome.best
-            if not math.isnan(value) and (best is None or value > best.value):
-                self._outcome.best = write_best(
-                    self.model_dir, self.trainer.checkpoint, step=step, metric=self.plan.metric, value=value
-                )
-        self._outcome.metrics = metrics
-        self._summaries.validation(step, metrics)
-        print_metrics(**{"step": step, **{name: metrics[name] for name in (*_PRINTED, self.plan.metric)}})
-        best = self._outcome.best
-        log.info("step %d: %s %.4f (best %.4f)", step, self.plan.metric, value, best.value if best else math.nan)
-        if self.plan.patience and best and step - best.step >= self.plan.patience * self.plan.eval_interval:
+        assert self._validation is not None
+        self._outcome.metrics = self._validation.run(step, self._summaries)
+        best = self._outcome.best = self._validation.best
+        if self.plan.out_of_patience(step, best):
+            assert best is not None
             log.info("no better %s since step %d; stopping early", self.plan.metric, best.step)
             self._outcome.stopped_early = True
 
@@ -205,16 +201,3 @@ class TrainingLoop:
             f"step {bad.step}: the loss is {bad.loss}, on the images with source ids {images}; {last}; "
             "look at these images, or try a lower --learning-rate or --clip-norm=1"
         )
-
-
-class _averaged_weights:
-    """Swaps in the moving average of the weights, where the optimizer keeps one."""
-
-    def __init__(self, optimizer: Any) -> None:
-        self._swap: Callable[[], None] = getattr(optimizer, "swap_weights", lambda: None)
-
-    def __enter__(self) -> None:
-        self._swap()
-
-    def __exit__(self, *_: object) -> None:
-        self._swap()

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     import tensorflow as tf
     from official.core.config_definitions import ExperimentConfig
 
-    from mlcore.detection.loop import Evaluate, Outcome, Plan
+    from mlcore.detection.loop import Outcome, Plan
     from mlcore.detection.trainer import Trainer
+    from mlcore.detection.validation import Evaluate
 
 log = logging.getLogger(__name__)
 

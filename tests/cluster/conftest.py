@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from processes import PROGRAM, LocalCluster  # noqa: E402
+from processes import PROGRAM, LocalCluster
 
 
 @pytest.fixture

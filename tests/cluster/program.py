@@ -62,7 +62,7 @@ def train(cluster: Cluster, options: argparse.Namespace, goal: str) -> None:
             log.info("saved step %d", step.numpy())
 
         @tf.function
-        def steps(iterator, count):
+        def steps(iterator, first, count):
             loss = tf.constant(0.0)
             for _ in tf.range(count):
                 x, y = next(iterator)
@@ -79,7 +79,7 @@ def train(cluster: Cluster, options: argparse.Namespace, goal: str) -> None:
         while step.numpy() < options.steps:
             due = min(options.checkpoint_every, options.steps - step.numpy())
             coordinator.run(
-                steps, iterator, due, steps_per_closure=5, stop=stop, on_result=lambda _, loss: losses.append(loss)
+                steps, [iterator], due, steps_per_closure=5, stop=stop, on_result=lambda _, loss: losses.append(loss)
             )
             save()
             log.info("step %d loss %.4f shares %s", step.numpy(), losses[-1], dict(coordinator.steps_by_worker))
