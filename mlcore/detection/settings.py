@@ -111,6 +111,8 @@ def configure(settings: Settings, records: RecordSet) -> ExperimentConfig:
     config.runtime.mixed_precision_dtype, config.runtime.enable_xla = "float32", False
     for data in (task.train_data, task.validation_data):
         data.input_path, data.dtype = "", "float32"
+        # A mask of one bit is read as 0 and 255; as it is, the loss of Mask R-CNN would fall without end.
+        data.decoder.simple_decoder.mask_binarize_threshold = 0.0
     task.validation_data.drop_remainder = False
     config.trainer.validation_steps = -1
     override(config, changes, f"preset {preset}")
@@ -258,6 +260,10 @@ def _check(config: ExperimentConfig, records: RecordSet) -> None:
         raise DataError(
             f"{records.path}: the records have no masks, which this model learns; convert with --target=bodies, "
             "or train without: --overrides=task.model.include_mask=false"
+        )
+    if getattr(model, "include_mask", False):  # masks are sampled among the regions
+        model.mask_sampler.num_sampled_masks = min(
+            model.mask_sampler.num_sampled_masks, model.roi_sampler.num_sampled_rois
         )
     if config.task.init_checkpoint_modules not in ("all",) and config.task.init_checkpoint:
         unknown = set(config.task.init_checkpoint_modules) - {"backbone", "decoder"}
