@@ -1,6 +1,5 @@
 """The step `export`: a checkpoint as a SavedModel that TensorFlow alone can serve."""
 
-import glob
 import importlib.metadata
 import json
 import logging
@@ -95,11 +94,12 @@ def export(
         assert output.version is not None
         return ExportResult(**done["results"], version=output.version, path=output.path)
 
+    from mlcore.detection.experiment import describe_experiment
     from mlcore.detection.verification import FreshProcess, check
 
     with FreshProcess() as fresh, output.writing() as directory:
         detector, model, config = chosen.load_model()
-        pictures = verification_pictures(config, data_dir)
+        pictures = verification_pictures(describe_experiment(model_dir), data_dir)
         save(detector.functions, model, directory)
         if frozen_graph:
             write_frozen_graph(detector.functions, directory)
@@ -152,8 +152,12 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def verification_pictures(config: Any, data_dir: Path | None) -> list[bytes]:
-    """Real pictures from the records, or generated ones where the records are gone (with a warning).
+def verification_pictures(description: Mapping[str, Any], data_dir: Path | None) -> list[bytes]:
+    """Real pictures from the records, or generated ones where the records of the training are gone (with a warning).
+
+    Args:
+        description: What `experiment.yaml` says.
+        data_dir: Records to take instead of those of the training.
 
     Raises:
         UsageError: `data_dir` is not there.
@@ -162,30 +166,15 @@ def verification_pictures(config: Any, data_dir: Path | None) -> list[bytes]:
     from mlcore.data.records import RecordSet
     from mlcore.detection.truth import read_truth
 
-    if data_dir is not None:
-        records = RecordSet.open(data_dir)
-        split = next(name for name in ("test", "val", *records.splits) if name in records.splits)
-        shards = records.shards(split)
-    else:
-        shards = _training_shards(config)
-    pictures = []
-    for record in _first_records(shards, PICTURES):
-        pictures.append(read_truth(record)[1])
-    if not pictures:
-        log.warning(
-            "the records of the training are gone: comparing on generated pictures; pass --data-dir for real ones"
-        )
-        pictures = generated_pictures()
-    return pictures
-
-
-def _training_shards(config: Any) -> list[Path]:
-    found: list[Path] = []
-    for section in (config.task.validation_data, config.task.train_data):
-        patterns = section.input_path if isinstance(section.input_path, Sequence) else ()
-        for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            found += [Path(path) for path in sorted(glob.glob(pattern))] if pattern else []  # noqa: PTH207
-    return found
+    if data_dir is None:
+        trained_on = Path((description.get("data") or {}).get("path") or "")
+        if not trained_on.name or not trained_on.is_dir():
+            log.warning("the records of the training are gone: comparing on generated pictures (see --data-dir)")
+            return generated_pictures()
+        data_dir = trained_on
+    records = RecordSet.open(data_dir)
+    split = next(name for name in ("test", "val", *records.splits) if name in records.splits)
+    return [read_truth(record)[1] for record in _first_records(records.shards(split), PICTURES)]
 
 
 def _first_records(shards: Sequence[Path], count: int) -> list[bytes]:

@@ -283,6 +283,7 @@ def describe(settings: Settings, config: ExperimentConfig, records: RecordSet, s
         "classes": [records.classes.get(number, "") for number in range(1, highest + 1)],
         "data": {
             "digest": records.digest,
+            "path": str(records.path.resolve()),  # export compares on these pictures
             "images": {name: split.images for name, split in records.by_split.items()},
         },
         "seed": seed,

@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -194,8 +195,10 @@ def main() -> None:
         IMAGE_BYTES: lambda call: call(inputs=tf.constant(pictures)),
         TF_EXAMPLE: lambda call: call(inputs=tf.constant(records)),
     }
-    for name, way in ways.items():
-        _save(scratch / f"{name}.npz", way(model.signatures[name]), wanted)
+    with ThreadPoolExecutor() as pool:  # the first call of each has TensorFlow optimise its graph, on one core
+        answers = {name: pool.submit(way, model.signatures[name]) for name, way in ways.items()}
+        for name, answer in answers.items():
+            _save(scratch / f"{name}.npz", answer.result(), wanted)
     frozen = directory / "assets.extra" / FROZEN_GRAPH
     if frozen.is_file():
         graph = load_frozen_graph(frozen, sorted(wanted))
