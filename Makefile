@@ -41,11 +41,27 @@ steps: install  ## write the generated parts of steps/ anew
 	$(BIN)/python -m steps.generate
 
 # The development set first: the others take its versions, so that images run what the tests ran.
+REQUIREMENTS := docker/requirements
+IMAGE_LOCK := $(LOCK) -c $(REQUIREMENTS)/dev.txt
+# Download and extract read and write plain files: neither arrays, pictures, annotations nor reports.
+NOT_FETCH := $(addprefix --no-emit-package=,numpy pillow lxml contextlib2 protobuf google-crc32c jinja2 markupsafe)
+# Asked for by TensorFlow and TensorBoard for what no step does: build packages, Keras 3, show pages.
+NOT_RUN := $(addprefix --no-emit-package=,setuptools wheel google-pasta keras namex optree rich markdown-it-py mdurl pygments \
+  grpcio markdown tensorboard-data-server werkzeug)
+# mlcore.detection.tensorflow does not let official.vision import it before something is used, and nothing is.
+NOT_DETECTION := $(addprefix --no-emit-package=,tensorflow-datasets einops etils fsspec toml zipp)
+
 lock:  ## resolve the requirement files with hashes from pyproject.toml
-	$(LOCK) pyproject.toml docker/requirements/tensorflow.in --extra detection --extra dev -o docker/requirements/dev.txt
-	$(LOCK) pyproject.toml -c docker/requirements/dev.txt -o docker/requirements/light.txt
-	$(LOCK) pyproject.toml docker/requirements/tensorflow.in -c docker/requirements/dev.txt -o docker/requirements/tensorflow.txt
-	$(LOCK) pyproject.toml docker/requirements/tensorflow.in --extra detection -c docker/requirements/dev.txt -o docker/requirements/detection.txt
+	$(LOCK) pyproject.toml $(REQUIREMENTS)/tensorflow.in --extra detection --extra image --extra dev -o $(REQUIREMENTS)/dev.txt
+	$(IMAGE_LOCK) pyproject.toml --extra image $(NOT_FETCH) -o $(REQUIREMENTS)/fetch.txt
+	$(IMAGE_LOCK) pyproject.toml --extra image -o $(REQUIREMENTS)/data.txt
+	$(IMAGE_LOCK) pyproject.toml --extra image --extra tf $(REQUIREMENTS)/tensorflow.in $(NOT_RUN) -o $(REQUIREMENTS)/tensorflow.txt
+	$(IMAGE_LOCK) pyproject.toml --extra image --extra predict $(REQUIREMENTS)/tensorflow.in $(NOT_RUN) -o $(REQUIREMENTS)/predict.txt
+	$(IMAGE_LOCK) pyproject.toml --extra image --extra detection $(REQUIREMENTS)/tensorflow.in $(NOT_RUN) $(NOT_DETECTION) -o $(REQUIREMENTS)/detection.txt
+	$(IMAGE_LOCK) pyproject.toml --extra image --extra tf $(NOT_RUN) --overrides $(REQUIREMENTS)/gpu.in -o $(REQUIREMENTS)/tensorflow-gpu.txt
+	$(IMAGE_LOCK) pyproject.toml --extra image --extra detection $(NOT_RUN) $(NOT_DETECTION) --overrides $(REQUIREMENTS)/gpu.in -o $(REQUIREMENTS)/detection-gpu.txt
+	$(IMAGE_LOCK) $(REQUIREMENTS)/build.in -o $(REQUIREMENTS)/build.txt
+	$(IMAGE_LOCK) $(REQUIREMENTS)/sbom.in -o $(REQUIREMENTS)/sbom.txt
 
 clean:  ## remove what the targets made
 	rm -rf build $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
