@@ -87,13 +87,13 @@ def write_confusion_csv(path: Path, confusion: Confusion, classes: Sequence[str]
 def confusion_picture(confusion: Confusion, classes: Sequence[str], cell: int = 44) -> Image.Image:
     """A row for each label, a column for each answer; the darker, the larger the share of the row.
 
-    The diagonal is blue, mistakes are red and five times as strong, since there are few of them.
+    The diagonal is blue, mistakes are red and twenty times as strong, since there are few of them.
     """
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(13)
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    margin = 28 + int(max(measure.textlength(name, font=font) for name in classes))
+    margin = 44 + int(max(measure.textlength(name, font=font) for name in classes))
     count = len(classes)
     side = margin + cell * count + 12
     image = Image.new("RGB", (side, side), "white")
@@ -108,7 +108,7 @@ def confusion_picture(confusion: Confusion, classes: Sequence[str], cell: int = 
     for row in range(count):
         for column in range(count):
             value = int(confusion[row, column])
-            share = value / totals[row] if row == column else min(1.0, 5 * value / totals[row])
+            share = value / totals[row] if row == column else min(1.0, 20 * value / totals[row])
             strong = (30, 90, 160) if row == column else (200, 40, 40)
             colour = tuple(round(255 - (255 - part) * share) for part in strong)
             left, top = margin + column * cell, margin + row * cell
