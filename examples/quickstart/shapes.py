@@ -27,10 +27,11 @@ from mlcore.runtime.outputs import atomic_file
 CLASSES = ("circle", "square", "triangle")
 FOLDER = "shapes"
 SIZES = ((320, 240), (320, 256), (300, 240), (256, 256))  # width, height
-SMALLEST, LARGEST = 0.14, 0.55  # of the shape's extent to the picture's height
-LEAST_VISIBLE = 0.55  # share of a shape that no other one hides
-LEAST_CONTRAST = 75  # between a shape's colour and what is under it, as a distance in RGB
-MOST_SHAPES = 6
+SMALLEST, LARGEST = 0.18, 0.55  # of the shape's extent to the picture's height
+LEAST_VISIBLE = 0.75  # share of a shape that no other one hides
+LEAST_CONTRAST = 100  # between a shape's colour and what is under it, as a distance in RGB
+MOST_SHAPES = 5
+MOST_TURN = math.radians(25)  # either way, from a square that lies and a triangle that points up
 EMPTY_SHARE = 0.03  # pictures without any shape
 _SMOOTH = 3  # shapes are drawn so many times larger and then made smaller, which smooths their edges
 
@@ -96,7 +97,7 @@ def _background(generator: Generator, width: int, height: int) -> Image.Image:
     first, second = _colour(generator), _colour(generator)
     second = first + (second - first) * generator.uniform(0.2, 0.7)
     pixels = first + along[..., None] * (second - first)
-    strength = generator.uniform(6, 26)
+    strength = generator.uniform(5, 20)
     period = generator.uniform(10, 45)
     turned = np.cos(angle) * x + np.sin(angle) * y
     across = np.sin(angle) * x - np.cos(angle) * y
@@ -125,25 +126,29 @@ def _mask(generator: Generator, name: str, width: int, height: int) -> tuple[Ima
     radius = extent / 2
     margin = radius * (0.35 if generator.random() < 0.15 else 1.05)
     x, y = generator.uniform(margin, width - margin), generator.uniform(margin, height - margin)
-    turn = generator.uniform(0, 2 * math.pi)
-    mask = Image.new("L", (_SMOOTH * width, _SMOOTH * height))
-    pen = ImageDraw.Draw(mask)
+    turn = generator.uniform(-MOST_TURN, MOST_TURN)
+    reach = 1.1 * radius
+    # Only the part around the shape is drawn, larger, and made smaller.
+    left, upper, side = math.floor(x - reach), math.floor(y - reach), math.ceil(2 * reach) + 2
+    part = Image.new("L", (_SMOOTH * side, _SMOOTH * side))
+    pen = ImageDraw.Draw(part)
     if name == "circle":
         corners = [(x - radius, y - radius), (x + radius, y + radius)]
-        pen.ellipse([_SMOOTH * value for corner in corners for value in corner], fill=255)
     else:
         sides = {"square": 4, "triangle": 3}[name]
-        angles = [turn + 2 * math.pi * corner / sides for corner in range(sides)]
-        corners = [(x + 1.1 * radius * math.cos(angle), y + 1.1 * radius * math.sin(angle)) for angle in angles]
-        pen.polygon([(_SMOOTH * across, _SMOOTH * down) for across, down in corners], fill=255)
-    reach = 1.1 * radius
-    cut = not (reach < x < width - reach and reach < y < height - reach) and _touches_edge(mask)
-    return mask.resize((width, height), Image.Resampling.BOX), cut
-
-
-def _touches_edge(mask: Image.Image) -> bool:
-    left, upper, right, lower = mask.getbbox() or (1, 1, 1, 1)
-    return left == 0 or upper == 0 or right == mask.width or lower == mask.height
+        first = {"square": math.pi / 4, "triangle": -math.pi / 2}[name]
+        angles = [first + turn + 2 * math.pi * corner / sides for corner in range(sides)]
+        corners = [(x + reach * math.cos(angle), y + reach * math.sin(angle)) for angle in angles]
+    points = [(_SMOOTH * (across - left), _SMOOTH * (down - upper)) for across, down in corners]
+    if name == "circle":
+        pen.ellipse(points, fill=255)
+    else:
+        pen.polygon(points, fill=255)
+    part = part.resize((side, side), Image.Resampling.BOX)
+    mask = Image.new("L", (width, height))
+    mask.paste(part, (left, upper))
+    inside = np.asarray(part) > 127
+    return mask, int(inside.sum()) > int((np.asarray(mask) > 127).sum())
 
 
 def _fill(generator: Generator, canvas: Image.Image, solid: npt.NDArray[np.bool_]) -> Image.Image | None:
@@ -156,13 +161,13 @@ def _fill(generator: Generator, canvas: Image.Image, solid: npt.NDArray[np.bool_
     else:
         return None
     height, width = solid.shape
-    y, x = np.mgrid[0:height, 0:width].astype(np.float64)
-    pixels = np.tile(colour, (height, width, 1))
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    pixels = np.tile(colour.astype(np.float32), (height, width, 1))
     angle = generator.uniform(0, 2 * math.pi)
-    along = np.cos(angle) * x + np.sin(angle) * y
+    along = np.float32(math.cos(angle)) * x + np.float32(math.sin(angle)) * y
     style = generator.integers(4)
     if style == 1:
-        pixels += (along / 6 - along[solid].mean() / 6)[..., None].clip(-18, 18)
+        pixels += ((along - along[solid].mean()) / 6)[..., None].clip(-18, 18)
     elif style == 2:
         pixels += 14 * np.sign(np.sin(2 * math.pi * along / generator.uniform(8, 20)))[..., None]
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
@@ -194,7 +199,7 @@ def annotation(name: str, image: Image.Image, shapes: list[Shape]) -> bytes:
         for tag, value in (("xmin", left + 1), ("ymin", upper + 1), ("xmax", right), ("ymax", lower)):
             add(box, tag, value)
     ElementTree.indent(root)
-    return ElementTree.tostring(root) + b"\n"
+    return ElementTree.tostring(root, encoding="UTF-8", xml_declaration=True) + b"\n"
 
 
 def files(counts: Mapping[str, int], seed: int) -> Iterator[tuple[str, bytes]]:
