@@ -265,13 +265,10 @@ class Transfer:
             self.space.reserve(self.file.name, total - offset)
         with Progress(self.file.name, total, "B", initial=offset) as progress:
             while not self.stopping.is_set():
-                buffer = digester.lease()
-                count = 0
-                try:
-                    count = reply.readinto(buffer)
-                    _write_all(descriptor, buffer[:count])
-                finally:
-                    digester.submit(buffer, count)
+                buffer = digester.buffer()
+                count = reply.readinto(buffer)
+                _write_all(descriptor, buffer[:count])
+                digester.add(count)
                 if count == 0:
                     break
                 offset += count
