@@ -152,7 +152,7 @@ def convert(
     )  # fmt: skip
     conversion = Conversion(source, job, given_classes, box_origin, max_bad_fraction, workers)
     if shard_count == 1:
-        with output.writing() as directory:
+        with output.writing(durable=False) as directory:
             results, decisions = conversion.run(directory, list(job.shards))
             output.results = conversion.finish(directory, results, decisions)
         return _result(output_dir, output.results)

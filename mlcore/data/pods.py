@@ -78,7 +78,7 @@ def _put_together(conversion: Conversion, output: OutputDirectory, folder: Path,
 
 
 def _write_whole(conversion: Conversion, output: OutputDirectory, folder: Path, count: int) -> dict[str, Any]:
-    with output.writing() as directory:
+    with output.writing(durable=False) as directory:
         results: dict[tuple[str, int], ShardResult] = {}
         decisions: Decisions | None = None
         for number in range(count):

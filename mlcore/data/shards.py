@@ -85,8 +85,8 @@ class Converter:
         with TFRecordWriter(directory / result.file) as writer:
             for item in self._job.shards[split, index]:
                 try:
-                    record, key = self._record(item)
-                    digest.update(b"%s%08x" % (key, writer.write(record)))
+                    head, data, key = self._record(item)
+                    digest.update(b"%s%08x" % (key, writer.write(head, data)))
                 except Rejected as rejected:
                     result.rejected += 1
                     self._note(rejected.file or item.image, rejected.reason, rejected.detail)
@@ -118,15 +118,15 @@ class Converter:
         except OSError as error:
             raise Rejected("xml-malformed", f"cannot be read ({error.strerror})", item.annotation) from error
 
-    def _record(self, item: Item) -> tuple[bytes, bytes]:
-        """The record of an item, and the SHA-256 of its image in hexadecimal."""
+    def _record(self, item: Item) -> tuple[bytes, bytes, bytes]:
+        """The record of an item up to its image, the image, and its SHA-256 in hexadecimal."""
         # All that may reject comes first, so that a rejected image is counted in nothing else.
         if self._job.annotations == "trimap":
             data, header, labelled, dropped = self._from_trimap(item)
         else:
             data, header, labelled, dropped = self._from_xml(item)
         key = hashlib.sha256(data).hexdigest().encode()
-        record = self._encode(item, data, header, labelled, key)
+        head = self._encode(item, data, header, labelled, key)
         result = self._result
         result.images += 1
         result.boxes_dropped += dropped
@@ -140,7 +140,7 @@ class Converter:
             result.boxes_by_class[entry.label] += 1
             share = (box.xmax - box.xmin) * (box.ymax - box.ymin) / pixels
             result.box_sizes[round(100 * math.sqrt(share))] += 1
-        return record, key
+        return head, data, key
 
     def _image(self, item: Item) -> tuple[bytes, Header]:
         try:
@@ -313,14 +313,15 @@ class Converter:
             "image/filename": [item.image.rpartition("/")[2].encode("utf-8", "surrogateescape")],
             "image/source_id": [source_id],
             "image/key/sha256": [key],
-            "image/encoded": [data],
             "image/format": [header.format.encode()],
             "image/object/class/text": [entry.label.encode() for entry in labelled],
             "image/object/view": [entry.pose.encode() for entry in labelled],
         }
         if self._job.annotations == "trimap":
             bytes_lists["image/object/mask"] = [entry.mask for entry in labelled]
-        return example.encode(
+        return example.encode_around(
+            "image/encoded",
+            data,
             bytes_lists=bytes_lists,
             float_lists={
                 "image/object/bbox/xmin": [entry.box.xmin / width for entry in labelled],

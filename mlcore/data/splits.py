@@ -51,7 +51,8 @@ def shard_count(images: int, wanted: int = 0) -> int:
 
     Args:
         images: Images of the split.
-        wanted: The user's number; 0 to choose: one for every 32 images up to ten (as in TensorFlow's own script), so that several readers have something to read, then one for every 1,000 images (about 100 MB of photographs).
+        wanted: The user's number; 0 to choose: one for every 32 images up to ten (as in TensorFlow's own script), so
+            that several readers have something to read, then one for every 1,000 images (100 MB of photographs).
 
     Returns:
         At least 1, and never more than there are images.

@@ -25,9 +25,11 @@ _FLUSH_BUFFERS = 900  # the kernel takes 1,024 buffers in one call
 MAX_RECORD_BYTES = 1 << 31  # what a protobuf message can hold
 
 
-def masked_crc32c(data: bytes) -> int:
-    """CRC-32C, rotated right by 15 bits plus a constant, as TFRecord stores it."""
-    crc: int = google_crc32c.value(data)
+def masked_crc32c(*parts: bytes) -> int:
+    """CRC-32C of these parts joined, rotated right by 15 bits plus a constant, as TFRecord stores it."""
+    crc = 0
+    for part in parts:
+        crc = google_crc32c.extend(crc, part)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
@@ -50,15 +52,16 @@ class TFRecordWriter:
         self._pending = 0
         self._file = self.path.open("wb", buffering=0)
 
-    def write(self, record: bytes) -> int:
-        """Add one record; the masked CRC-32C of its data."""
-        length = _LENGTH.pack(len(record))
-        crc = masked_crc32c(record)
-        # Three buffers and one gathering write instead of one joined copy: a record is mostly a whole picture.
-        self._buffers += (length + _CRC.pack(masked_crc32c(length)), record, _CRC.pack(crc))
-        self._pending += len(record) + 16
+    def write(self, *parts: bytes) -> int:
+        """Add one record that is these parts joined; the masked CRC-32C of its data."""
+        size = sum(map(len, parts))
+        length = _LENGTH.pack(size)
+        crc = masked_crc32c(*parts)
+        # Gathered by the kernel instead of joined here: a record is mostly a whole picture.
+        self._buffers += (length + _CRC.pack(masked_crc32c(length)), *parts, _CRC.pack(crc))
+        self._pending += size + 16
         self.records += 1
-        self.size += len(record) + 16
+        self.size += size + 16
         if self._pending >= _FLUSH_BYTES or len(self._buffers) >= _FLUSH_BUFFERS:
             self.flush()
         return crc
