@@ -54,18 +54,19 @@ class Bounds:
     """How much all archives together may hold.
 
     Attributes:
-        max_files: Members that are no directories, and directories that members name.
+        max_members: Files, links and directories.
         max_bytes: Bytes of all files.
     """
 
-    max_files: int
+    max_members: int
     max_bytes: int
+    members: int = 0
     files: int = 0
     bytes: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def count(self, size: int) -> None:
-        """Count one member.
+    def count(self, size: int, *, directory: bool) -> None:
+        """Count one member, before anything of it is written.
 
         Raises:
             ValueError: A bound is passed.
@@ -73,10 +74,11 @@ class Bounds:
         if size < 0:
             raise ValueError(f"its size is {size}")
         with self._lock:
-            self.files += 1
+            self.members += 1
+            self.files += not directory
             self.bytes += size
-        if self.files > self.max_files:
-            raise ValueError(f"there are more than {self.max_files:,} members; see --max-files")
+        if self.members > self.max_members:
+            raise ValueError(f"there are more than {self.max_members:,} members; see --max-files")
         if self.bytes > self.max_bytes:
             raise ValueError(f"there are more than {self.max_bytes:,} bytes; see --max-bytes")
 
@@ -208,7 +210,7 @@ class Target:
         """
         root = os.path.realpath(self.root)
         for path, target in self._links.items():
-            os.symlink(target, f"{self.root}/{path}")
+            Path(self.root, path).symlink_to(target)
         for path, target in self._links.items():
             real = os.path.realpath(f"{self.root}/{path}")
             if real != root and not real.startswith(f"{root}/"):

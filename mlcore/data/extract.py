@@ -3,7 +3,7 @@
 import functools
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,7 +26,7 @@ class ExtractResult:
 
     Attributes:
         output_dir: Directory with what was in the archives.
-        files: Members of all archives, directories included.
+        files: Files and links of all archives.
         bytes: Size of all files.
     """
 
@@ -54,7 +54,7 @@ def extract(
     Args:
         archive: Archive to unpack.
         output_dir: Directory that is made; each archive's members keep their own paths in it.
-        max_files: Most members of all archives together.
+        max_files: Most members of all archives together, directories included.
         max_bytes: Most bytes of all files together.
         max_ratio: Most bytes after decompression for each byte of an archive; a guard against bombs (archives under 64
             MB after decompression are not measured).
@@ -93,7 +93,7 @@ def extract(
             _all_at_once(tasks, work.stopping)
         target.make_links()
         output.results = {"files": bounds.files, "bytes": bounds.bytes}
-    log.info("%s: %s members, %s", output_dir, f"{bounds.files:,}", format_amount(bounds.bytes, "B"))
+    log.info("%s: %s files, %s", output_dir, f"{bounds.files:,}", format_amount(bounds.bytes, "B"))
     return ExtractResult(output_dir, bounds.files, bounds.bytes)
 
 
@@ -125,8 +125,16 @@ class _Work:
 
         from isal import igzip_lib, isal_zlib
 
+        from mlcore.data.space import DISK_FULL, DiskFull
+
         at = [""]
-        damaged = (igzip_lib.error, isal_zlib.error, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
+        damaged: tuple[type[Exception], ...] = (
+            igzip_lib.error,
+            isal_zlib.error,
+            zlib.error,
+            lzma.LZMAError,
+            zipfile.BadZipFile,
+        )
         try:
             if kind == "zip":
                 self._unzip(path, number, at)
@@ -143,6 +151,10 @@ class _Work:
         except OSError as error:
             if error.errno is None:  # the decoders raise it without a number for damaged data
                 raise DataError(f"{_place(path, at)}: the archive is damaged here ({error})") from error
+            if error.errno in DISK_FULL:
+                raise DiskFull(
+                    f"{_place(path, at)}: no room on the disk ({error.strerror}); nothing is left"
+                ) from error
             raise DataError(f"{_place(path, at)}: cannot be unpacked ({error.strerror})") from error
 
     def _untar(self, path: Path, kind: "Format", number: int, at: list[str]) -> None:
@@ -169,7 +181,7 @@ def _place(path: Path, at: list[str]) -> str:
     return f"{path}: {at[0].encode(errors='replace').decode()!r}" if at[0] else str(path)
 
 
-def _all_at_once(tasks: list[Callable[[], None]], stopping: threading.Event) -> None:
+def _all_at_once(tasks: Sequence[Callable[[], None]], stopping: threading.Event) -> None:
     """Run each task in a thread; the first that fails stops the others, and its error is raised."""
     errors: list[Exception] = []
 

@@ -62,7 +62,7 @@ def _check_end(error: tarfile.HeaderError, *, first: bool) -> None:
 
 def _unpack(stream: ArchiveStream, target: Target, archive: int, member: tarfile.TarInfo) -> None:
     path = member_path(member.name)
-    target.bounds.count(member.size if member.isreg() else 0)
+    target.bounds.count(member.size if member.isreg() else 0, directory=member.isdir())
     if member.isdir():
         target.directory(archive, path)
     elif member.issym():
@@ -83,7 +83,7 @@ def _unpack(stream: ArchiveStream, target: Target, archive: int, member: tarfile
 
 def _copy_sparse(stream: ArchiveStream, descriptor: int, member: tarfile.TarInfo) -> None:
     """Write the parts that hold data, each at its place; the rest stays a hole."""
-    for offset, size in cast("list[tuple[int, int]]", member.sparse):  # type: ignore[attr-defined]
+    for offset, size in cast("list[tuple[int, int]]", member.sparse):
         if offset < 0 or size < 0 or offset + size > member.size:
             raise ValueError("a sparse file with parts outside it")
         os.lseek(descriptor, offset, os.SEEK_SET)

@@ -62,7 +62,7 @@ def _unpack(zip_file: zipfile.ZipFile, file: IO[bytes], member: zipfile.ZipInfo,
     path = member_path(member.filename.replace("\\", "/"))
     mode = member.external_attr >> 16
     kind = stat.S_IFMT(mode)
-    target.bounds.count(member.file_size)
+    target.bounds.count(member.file_size, directory=member.is_dir())
     if member.flag_bits & _ENCRYPTED:
         raise ValueError("it is encrypted")
     if member.is_dir():
@@ -72,11 +72,18 @@ def _unpack(zip_file: zipfile.ZipFile, file: IO[bytes], member: zipfile.ZipInfo,
             raise ValueError("its link is too long")
         target.symlink(archive, path, zip_file.read(member).decode())
     elif kind in (0, stat.S_IFREG):
-        mtime = calendar.timegm((*member.date_time, 0, 0, 0))
-        with target.file(archive, path, mode or 0o644, mtime) as descriptor:
+        with target.file(archive, path, mode or 0o644, _mtime(member)) as descriptor:
             _write(zip_file, file, member, descriptor)
     else:
         raise ValueError("it is a device or a pipe")
+
+
+def _mtime(member: zipfile.ZipInfo) -> int:
+    """Seconds since 1970; a zip knows no time zone. -1 where there is no such day, as in archives without times."""
+    try:
+        return calendar.timegm((*member.date_time, 0, 0, 0))
+    except ValueError:
+        return -1
 
 
 def _write(zip_file: zipfile.ZipFile, file: IO[bytes], member: zipfile.ZipInfo, descriptor: int) -> None:
