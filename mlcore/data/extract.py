@@ -128,13 +128,8 @@ class _Work:
         from mlcore.data.space import DISK_FULL, DiskFull
 
         at = [""]
-        damaged: tuple[type[Exception], ...] = (
-            igzip_lib.error,
-            isal_zlib.error,
-            zlib.error,
-            lzma.LZMAError,
-            zipfile.BadZipFile,
-        )
+        isal_errors: tuple[Any, ...] = (igzip_lib.error, isal_zlib.error)  # classes; isal's stubs say instances
+        damaged: tuple[type[Exception], ...] = (*isal_errors, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
         try:
             if kind == "zip":
                 self._unzip(path, number, at)
