@@ -195,11 +195,14 @@ def build_task(config: ExperimentConfig, logging_dir: Path | None = None) -> Tas
     return task_factory.get_task(config.task, logging_dir=str(logging_dir) if logging_dir else None)
 
 
-def set_precision(config: ExperimentConfig) -> None:
-    """Make tf_keras compute in the configuration's precision (`runtime.mixed_precision_dtype`)."""
+def set_precision(config: ExperimentConfig, *, training: bool = False) -> None:
+    """Make the models that are built from now on compute in float32, or as the configuration says when training.
+
+    Weights are float32 in any case. Detection after training never uses less: suppression has no kernels for it.
+    """
     from official.modeling import performance
 
-    performance.set_mixed_precision_policy(config.runtime.mixed_precision_dtype or "float32")
+    performance.set_mixed_precision_policy(config.runtime.mixed_precision_dtype if training else "float32")
 
 
 def build_model(task: Task) -> tf_keras.Model:

@@ -16,6 +16,7 @@ from mlcore.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     import tensorflow as tf
+    import tf_keras
     from official.core.config_definitions import ExperimentConfig
 
     from mlcore.detection.loop import Outcome, Plan
@@ -71,7 +72,7 @@ def run(
         plan,
         directory.path,
         evaluate=make_evaluate(trainer, records) if "val" in records.by_split else None,
-        first_step_done=_log_first_step,
+        first_step_done=log_first_step,
     )
     with strategy.scope():
         outcome = loop.run()
@@ -143,13 +144,21 @@ def prepare_trainer(strategy: tf.distribute.Strategy, config: ExperimentConfig, 
 def make_evaluate(trainer: Trainer, records: RecordSet) -> Evaluate:
     """A function that evaluates the trainer's model, as it is when called, on the val split."""
     from mlcore.detection.detectors import ModelDetector, evaluate_split
+    from mlcore.detection.experiment import build_model, set_precision
 
-    detector: list[ModelDetector] = []
+    made: list[tuple[ModelDetector, tf_keras.Model]] = []
 
     def evaluate() -> Mapping[str, float]:
-        if not detector:  # late: tracing it need not delay the first step
-            detector.append(ModelDetector(trainer.model, trainer.config.task))
-        metrics = evaluate_split(detector[0], records.split("val"), records.classes, batch_size=_EVAL_BATCH, quiet=True)
+        if not made:  # late: tracing it need not delay the first step
+            model, config = trainer.model, trainer.config
+            if config.runtime.mixed_precision_dtype != "float32":
+                set_precision(config)
+                model = build_model(trainer.task)
+            made.append((ModelDetector(model, config.task), model))
+        detector, model = made[0]
+        if model is not trainer.model:
+            model.set_weights(trainer.model.get_weights())
+        metrics = evaluate_split(detector, records.split("val"), records.classes, batch_size=_EVAL_BATCH, quiet=True)
         return metrics.compute()
 
     return evaluate
@@ -210,7 +219,8 @@ def results_of(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _log_first_step() -> None:
+def log_first_step() -> None:
+    """Say how long the start took."""
     log.info("first step done %.1f s after the start of the process", _process_age_s())
 
 

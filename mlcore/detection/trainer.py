@@ -58,7 +58,7 @@ class Trainer:
 
     def __init__(self, config: ExperimentConfig, *, replicas: int = 1) -> None:
         tf = import_tensorflow()
-        set_precision(config)
+        set_precision(config, training=True)
         if replicas == 1:
             # One replica has nobody to synchronise batch statistics with; the plain layer has the same variables,
             # a third of the operations and fused kernels (steps/s times 1.5 on a CPU).
@@ -181,7 +181,9 @@ def checkpoint_manager(trainer: Trainer, model_dir: Path) -> Any:
     if there:
         times = [prefix.with_name(f"{prefix.name}.index").stat().st_mtime for prefix in there]
         names = [prefix.name for prefix in there]
-        tf.train.experimental.update_checkpoint_state(str(model_dir), names[-1], names, times)
+        tf.compat.v1.train.update_checkpoint_state(
+            str(model_dir), names[-1], names, all_model_checkpoint_timestamps=times
+        )
     else:
         record.unlink(missing_ok=True)
     keep = trainer.config.trainer.max_to_keep

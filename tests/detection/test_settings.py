@@ -1,0 +1,174 @@
+"""What `train` refuses before it loads TensorFlow, and which runs go on with which."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlcore.detection.model_directory import ModelDirectory
+from mlcore.detection.settings import Settings, check_init_checkpoint, difference, parse_image_size
+from mlcore.detection.train import train
+from mlcore.runtime.errors import DataError, UsageError
+
+DESCRIPTION: dict[str, Any] = {
+    "experiment": "retinanet",
+    "preset": "retinanet-mobile",
+    "classes": ["a", "b"],
+    "data": {"digest": "0123", "images": {"train": 10}},
+    "seed": 0,
+    "task": {"model": {"min_level": 3, "input_size": [256, 320, 3]}, "validation_data": {"global_batch_size": 8}},
+    "trainer": {
+        "train_steps": 500,
+        "checkpoint_interval": 100,
+        "optimizer_config": {"learning_rate": {"cosine": {"decay_steps": 500, "initial_learning_rate": 0.003}}},
+    },
+    "runtime": {"mixed_precision_dtype": "float32", "num_gpus": 0},
+}
+
+
+def changed(path: str, value: object) -> dict[str, Any]:
+    description = copy.deepcopy(DESCRIPTION)
+    node: Any = description
+    *parents, last = path.split(".")
+    for key in parents:
+        node = node[key]
+    node[last] = value
+    return description
+
+
+@pytest.mark.parametrize(("text", "size"), [("256x320", (256, 320)), ("512", (512, 512)), (" 64 X 96 ", (64, 96))])
+def test_an_image_size_is_height_by_width(text: str, size: tuple[int, int]) -> None:
+    assert parse_image_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "axb", "0x3", "1x2x3", "-5", "256x"])
+def test_anything_else_is_no_image_size(text: str) -> None:
+    with pytest.raises(UsageError, match=r"^--image-size="):
+        parse_image_size(text)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("trainer.train_steps", 1000),
+        ("trainer.checkpoint_interval", 5),
+        ("trainer.optimizer_config.learning_rate.cosine.decay_steps", 1000),
+        ("task.validation_data.global_batch_size", 4),
+        ("runtime.num_gpus", 4),
+        ("preset", None),
+        ("data.images", {"train": 11}),
+    ],
+)
+def test_a_run_goes_on_though_this_changed(path: str, value: object) -> None:
+    assert difference(DESCRIPTION, changed(path, value)) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("task.model.min_level", 4, "task.model.min_level 3, now 4"),
+        ("task.model.input_size", [512, 512, 3], "task.model.input_size.0 256, now 512"),
+        ("classes", ["a"], "classes.1 b, now None"),
+        ("data.digest", "4567", "data.digest 0123, now 4567"),
+        ("seed", 7, "seed 0, now 7"),
+        ("runtime.mixed_precision_dtype", "float16", "mixed_precision_dtype float32, now float16"),
+        (
+            "trainer.optimizer_config.learning_rate.cosine.initial_learning_rate",
+            0.1,
+            "initial_learning_rate 0.003, now 0.1",
+        ),
+    ],
+)
+def test_a_run_of_something_else_is_told_apart(path: str, value: object, said: str) -> None:
+    assert said in (difference(DESCRIPTION, changed(path, value)) or "")
+
+
+def directory(path: Path, overwrite: bool = False) -> ModelDirectory:
+    return ModelDirectory(path, parameters={"steps": 5}, inputs={"data": "0123"}, overwrite=overwrite)
+
+
+def test_a_directory_of_another_run_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    directory(tmp_path).open(DESCRIPTION, {1: "a", 2: "b"})
+    (tmp_path / "ckpt-5.index").write_bytes(b"weights")
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(DataError, match=r"trained with task.model.min_level 3, now 4; .*--overwrite=true") as caught:
+        directory(tmp_path).open(changed("task.model.min_level", 4), {1: "a", 2: "b"})
+    assert "\n" not in str(caught.value)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_overwriting_removes_the_other_run_and_nothing_else(tmp_path: Path) -> None:
+    directory(tmp_path).open(DESCRIPTION, {1: "a", 2: "b"})
+    (tmp_path / "ckpt-5.index").write_bytes(b"weights")
+    (tmp_path / "best").mkdir()
+    (tmp_path / "notes.txt").write_text("mine")
+    directory(tmp_path, overwrite=True).open(changed("task.model.min_level", 4), {1: "a", 2: "b"})
+    assert {file.name for file in tmp_path.iterdir()} == {"notes.txt", "experiment.yaml", "label_map.pbtxt"}
+
+
+def test_overwriting_does_not_restart_a_run_of_the_same_settings(tmp_path: Path) -> None:
+    """A pod that is started again with --overwrite=true goes on where it was."""
+    directory(tmp_path, overwrite=True).open(DESCRIPTION, {1: "a", 2: "b"})
+    (tmp_path / "ckpt-5.index").write_bytes(b"weights")
+    directory(tmp_path, overwrite=True).open(changed("trainer.train_steps", 900), {1: "a", 2: "b"})
+    assert (tmp_path / "ckpt-5.index").exists()
+
+
+def test_checkpoints_of_another_program_are_not_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "model.ckpt-7.index").write_bytes(b"weights")
+    with pytest.raises(DataError, match=r"no experiment\.yaml"):
+        directory(tmp_path).open(DESCRIPTION, {1: "a", 2: "b"})
+
+
+def test_success_is_there_only_while_training_is_done(tmp_path: Path) -> None:
+    here = directory(tmp_path)
+    here.open(DESCRIPTION, {1: "a", 2: "b"})
+    assert here.finished() is None
+    here.finish({"steps": 5, "loss": 0.5, "ap50": float("nan")})
+    assert here.finished() is None  # there is no checkpoint of step 5
+    (tmp_path / "ckpt-5.index").write_bytes(b"weights")
+    results = here.finished()
+    assert results is not None
+    assert results["loss"] == 0.5
+    assert results["ap50"] != results["ap50"]
+    here.begin()
+    assert here.finished() is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"preset": "resnet"}, "--preset=resnet: unknown"),
+        ({"experiment": "yolo"}, "--experiment=yolo: unknown"),
+        ({"preset": "retinanet-mobile", "experiment": "retinanet"}, "give one of them"),
+        ({"image_size": "big"}, "--image-size=big"),
+        ({"init_checkpoint": "/nowhere/ckpt-1"}, "--init-checkpoint=/nowhere/ckpt-1: no such checkpoint"),
+        ({"metric": "accuracy"}, "--metric=accuracy"),
+        ({"data_dir": "/nowhere"}, "--data-dir=/nowhere"),
+        ({"steps": 0}, "steps=0"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_wrong_use_is_one_line_and_makes_nothing(
+    records_dir: Path, tmp_path: Path, flags: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        train(**({"data_dir": records_dir, "model_dir": tmp_path / "model"} | flags))
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_checkpoint_to_start_from_is_a_prefix_or_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "ckpt-5.index").write_bytes(b"")
+    check_init_checkpoint(str(tmp_path / "ckpt-5"))
+    check_init_checkpoint(str(tmp_path))
+    check_init_checkpoint("gs://bucket/ckpt-5")
+    with pytest.raises(UsageError, match=r"without \.index"):
+        check_init_checkpoint(str(tmp_path / "ckpt-5.index"))
+
+
+def test_an_experiment_has_no_preset() -> None:
+    assert Settings(experiment="retinanet").source() == ("retinanet", None, {})
+    assert Settings().source()[:2] == ("retinanet", "retinanet-mobile")
