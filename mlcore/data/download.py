@@ -95,8 +95,8 @@ def download(
         stall_timeout_s=stall_timeout_s,
         backoff_s=backoff_s,
         overwrite=overwrite,
-        # The record is away while its directory changes: it must never tell of a file that is being replaced.
-        before_first=lambda: (output_dir / SUCCESS).unlink(missing_ok=True),
+        # The record must never tell of a file that is being replaced.
+        before_replacing=lambda: (output_dir / SUCCESS).unlink(missing_ok=True),
     )
     _write_record(output_dir, Ledger(output_dir).files)
     return DownloadResult(

@@ -59,7 +59,7 @@ def fetch_all(
     stall_timeout_s: float = 60,
     backoff_s: float = 1,
     overwrite: bool = False,
-    before_first: Callable[[], object] = lambda: None,
+    before_replacing: Callable[[], object] = lambda: None,
 ) -> list[Fetched]:
     """Fetch files into a directory, several at once.
 
@@ -75,7 +75,7 @@ def fetch_all(
         stall_timeout_s: Longest time without a byte, in seconds.
         backoff_s: First wait after a failure, in seconds; doubles with each, up to a minute.
         overwrite: Replace files that are there and differ.
-        before_first: Called once before the first transfer; not at all if every file is up to date.
+        before_replacing: Called before a file that is there is fetched again, to be replaced.
 
     Returns:
         What is there now, in the order of `files`.
@@ -102,7 +102,7 @@ def fetch_all(
             retries=retries,
             backoff_s=backoff_s,
             overwrite=overwrite,
-            before_first=before_first,
+            before_replacing=before_replacing,
         )
         return run.all(files, parallel)
     finally:
@@ -172,11 +172,11 @@ class _Run:
         retries: int,
         backoff_s: float,
         overwrite: bool,
-        before_first: Callable[[], object],
+        before_replacing: Callable[[], object],
     ) -> None:
         self.directory, self.client, self.ledger = directory, client, ledger
         self.retries, self.backoff_s, self.overwrite = retries, backoff_s, overwrite
-        self.before_first: Callable[[], object] | None = before_first
+        self.before_replacing = before_replacing
         self.lock = threading.Lock()
         self.space = Space(directory)
         self.stopping = threading.Event()
@@ -235,10 +235,8 @@ class _Run:
     def _one(self, file: RemoteFile) -> Fetched:
         there = self._existing(file)
         if there is None:
-            with self.lock:
-                if self.before_first is not None:
-                    self.before_first()
-                    self.before_first = None
+            if (self.directory / file.name).exists():
+                self.before_replacing()
             transfer = Transfer(
                 file, self.directory, self.client, self.space, self.retries, self.backoff_s, self.stopping,
                 on_total=lambda total: self._know_total(file.name, total), on_bytes=self.progress.update,
