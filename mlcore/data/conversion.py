@@ -157,7 +157,7 @@ class Conversion:
         for result in results:
             if result not in kept:  # a split whose every image was rejected or left out
                 (directory / result.file).unlink()
-        classes = {number: name for name, number in decisions.class_ids.items()}
+        classes = dict(sorted((number, name) for name, number in decisions.class_ids.items()))
         write_label_map(directory / LABEL_MAP, classes)
         write_rejects(directory / REJECTS, found)
         summary = self._summary(kept, results, found, classes, decisions)

@@ -105,9 +105,9 @@ def convert(
             it tells nothing.
         keep_empty: Keep images without objects, as negatives.
         keep_difficult: Keep objects marked difficult (with their mark).
-        verify_images: Decode every image in full. Without it, files that are no image or cut off are found all the same
-            (and PNGs with a wrong checksum), but not JPEGs with wrong bytes in the middle, which decoders show without
-            an error. Costs several times the rest of the conversion.
+        verify_images: Decode every image in full. Without it, files that are no image, JPEGs that are cut off and PNGs
+            with a wrong checksum are found all the same, from headers and markers; with it, also those that a decoder
+            refuses in the middle. Costs several times the rest of the conversion.
         shard_index: Which share of the shards this process makes, where several pods convert one data set.
         shard_count: Number of such pods. All must get the same parameters and folders; the last one to end
             puts the result together.

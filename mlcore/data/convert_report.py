@@ -69,9 +69,9 @@ def write_report(
     sizes: Counter[int] = sum((result.box_sizes for result in results), Counter())
     per_image: Counter[int] = sum((result.boxes_per_image for result in results), Counter())
     report.section("Boxes").histogram(
-        "Size of the boxes", sizes.elements(), x_label="square root of the box's share of its image, in percent"
+        "Size of the boxes", sorted(sizes.elements()), x_label="square root of the box's share of its image, in percent"
     )
-    report.histogram("Boxes in an image", per_image.elements(), x_label="boxes")
+    report.histogram("Boxes in an image", sorted(per_image.elements()), x_label="boxes")
     image_sizes: Counter[str] = sum((result.image_sizes for result in results), Counter())
     common = sorted(image_sizes.items(), key=lambda pair: (-pair[1], pair[0]))
     report.table(("image size", "images"), common, caption="Sizes of the images", limit=10)

@@ -63,8 +63,9 @@ class Header(NamedTuple):
 def read_header(data: bytes) -> Header:
     """The header of an image.
 
-    A JPEG must have its end marker and a PNG correct checksums in all of its chunks; a JPEG that is damaged in the
-    middle is found by `decode` alone (decoders show it with wrong pixels, but do not fail).
+    A JPEG must have its end marker and a PNG correct checksums in all of its chunks. A JPEG whose pixels are damaged in
+    the middle is not found: decoders show it, with wrong pixels, and training goes on. What they refuse is found by
+    `decode`.
 
     Raises:
         ImageError: It is no image, or cut off, or larger than `MAX_PIXELS`.
@@ -114,13 +115,10 @@ def _read_jpeg(data: bytes) -> Header:
     if frame is None:
         raise ImageError("JPEG without a frame header")
     precision, height, width, components = frame
-    if kind not in _PLAIN_FRAMES or precision != 8 or components not in (1, 3):
-        problem = "image-colours"
-    elif data.rfind(b"\xff\xd9", position) < 0:
-        problem = "image-no-end"
-    else:
-        problem = ""
-    return Header("jpeg", width, height, components, orientation, problem)
+    if data.rfind(b"\xff\xd9", position) < 0:
+        raise ImageError("JPEG cut off: no end marker after its pixels")
+    plain = kind in _PLAIN_FRAMES and precision == 8 and components in (1, 3)
+    return Header("jpeg", width, height, components, orientation, "" if plain else "image-colours")
 
 
 def exif_orientation(tiff: bytes) -> int:

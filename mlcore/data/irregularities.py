@@ -69,7 +69,6 @@ _TEXTS = {
         "image-format": "neither JPEG nor PNG, so stored as one of them",
         "image-colours": "CMYK, 16-bit or another coding that decoders do not read alike; stored as 8-bit RGB or grey",
         "image-rotated": "its EXIF orientation was applied to the pixels, since the boxes are of the upright image",
-        "image-no-end": "a JPEG without its end marker that could still be decoded in full",
     },
     CORRECTED: {
         "format-not-its-name": "the file's extension names another format; the content counts",

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,7 +102,8 @@ class ShardResult:
 
     def as_json(self) -> dict[str, Any]:
         """As plain values, for the hand-over between pods."""
-        return asdict(self)
+        # Not dataclasses.asdict, which makes Counters of pairs.
+        return {spec.name: getattr(self, spec.name) for spec in fields(self)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "ShardResult":
