@@ -159,6 +159,8 @@ def _run(name: str, arguments: list[str]) -> int:
     named = results.as_mapping(result)
     results.print_results(named)
     for result_name, path in files.items():
+        if result_name not in named:  # a worker of a cluster has no results
+            continue
         with atomic_file(path) as temporary:
             temporary.write_text(results.as_text(named[result_name]))
     return 0

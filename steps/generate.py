@@ -9,13 +9,13 @@ The text outside the two marker lines of a README is written by hand and kept.
 import argparse
 import dataclasses
 import sys
-import typing
 from pathlib import Path
 
 from docstring_parser import parse
 
 from mlcore.cli import STEPS, load_step
 from mlcore.runtime.parameters import Parameter, parameters_of
+from mlcore.runtime.results import result_type
 
 FOLDER = Path(__file__).parent
 BEGIN = "<!-- Generated from the signature by `make steps`; changes here are lost. -->"
@@ -57,7 +57,8 @@ def generated(name: str) -> str:
         lines += [documentation.long_description, ""]
     lines += ["## Parameters", "", "| flag | environment | default | meaning |", "| --- | --- | --- | --- |"]
     lines += [row(parameter) for parameter in parameters_of(function)]
-    result = typing.get_type_hints(function)["return"]
+    result = result_type(function)
+    assert result is not None, f"{name} returns no dataclass"
     texts = {
         entry.arg_name: " ".join((entry.description or "").split()) for entry in parse(result.__doc__ or "").params
     }

@@ -44,10 +44,17 @@ def as_mapping(result: Any) -> dict[str, Any]:
     return {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
 
 
-def names_of(function: Callable[..., Any]) -> tuple[str, ...]:
-    """The names of a step's results, from the dataclass that its signature returns."""
+def result_type(function: Callable[..., Any]) -> type | None:
+    """The dataclass that a step returns; a member of a cluster that has no results may return None instead."""
     returned = typing.get_type_hints(inspect.unwrap(function)).get("return")
-    return tuple(field.name for field in dataclasses.fields(returned)) if dataclasses.is_dataclass(returned) else ()
+    choices = (returned, *typing.get_args(returned))
+    return next((kind for kind in choices if isinstance(kind, type) and dataclasses.is_dataclass(kind)), None)
+
+
+def names_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of a step's results."""
+    returned = result_type(function)
+    return tuple(field.name for field in dataclasses.fields(returned)) if returned else ()
 
 
 def as_text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The container entry point of the step `convert`."""
+"""Entry point of the convert image."""
 
 from mlcore.cli import run_step
 

@@ -1,4 +1,4 @@
-"""The container entry point of the step `download`."""
+"""Entry point of the download image."""
 
 from mlcore.cli import run_step
 

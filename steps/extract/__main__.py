@@ -1,4 +1,4 @@
-"""The container entry point of the step `extract`."""
+"""Entry point of the extract image."""
 
 from mlcore.cli import run_step
 
