@@ -94,7 +94,11 @@ def serving_functions(model: Any, task_config: Any) -> ServingFunctions:
 
     @tf.function(input_signature=specs, autograph=False)  # type: ignore[untyped-decorator]
     def detect(images: Any, content: Any) -> Tensors:
-        count = tf.shape(images)[0]
+        asked = tf.shape(images)[0]
+        missing = tf.maximum(1 - asked, 0)  # kernels of convolutions fail on no picture at all: give them one
+        images = tf.pad(images, [[0, missing], [0, 0], [0, 0], [0, 0]])
+        content = tf.pad(content, [[0, missing], [0, 0]], constant_values=1.0)
+        count = asked + missing
         with _fast_suppression(model):
             found = model.call(
                 images,
@@ -108,7 +112,7 @@ def serving_functions(model: Any, task_config: Any) -> ServingFunctions:
         }
         for name in (*OUTPUTS[1:], *((MASKS,) if has_masks else ())):
             outputs[name] = tf.cast(found[name], tf.float32)
-        return outputs
+        return {name: output[:asked] for name, output in outputs.items()}
 
     def decode(encoded: Any) -> Any:
         image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
