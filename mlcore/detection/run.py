@@ -48,6 +48,8 @@ def run(
     config = configure(settings, records)
     directory.open(describe(settings, config, records, seed), records.classes)
     gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:  # take memory as it is needed, not all of it at once
+        tf.config.experimental.set_memory_growth(gpu, True)
     deterministic = not gpus if deterministic is None else deterministic
     seed_everything(tf, seed, deterministic)
     strategy = make_strategy(tf, strategy_name)

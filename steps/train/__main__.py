@@ -1,4 +1,4 @@
-"""The container entry point of the step `train`."""
+"""Entry point of the train image."""
 
 from mlcore.cli import run_step
 

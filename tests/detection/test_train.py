@@ -17,22 +17,21 @@ import yaml
 from mlcore.detection.checkpoints import list_checkpoints
 from mlcore.detection.summaries import TRAIN, VALIDATION
 from mlcore.runtime.outputs import read_success
+from mlcore.runtime.parameters import merge
 
 pytestmark = pytest.mark.slow
 
 # As small as each model can be, so that a run is mostly TensorFlow's start.
-SMALL_RETINANET = {
-    "task": {
-        "model": {
-            "backbone": {"mobilenet": {"filter_size_scale": 0.35}},
-            "decoder": {"fpn": {"num_filters": 16}},
-            "head": {"num_convs": 1, "num_filters": 16},
-        },
-        "train_data": {"global_batch_size": 4},
-    },
+SMALL_MODEL = {
+    "backbone": {"mobilenet": {"filter_size_scale": 0.35}},
+    "decoder": {"fpn": {"num_filters": 16}},
+    "head": {"num_convs": 1, "num_filters": 16},
+}
+SMALL_RETINANET: dict[str, object] = {
+    "task": {"model": SMALL_MODEL, "train_data": {"global_batch_size": 4}},
     "trainer": {"summary_interval": 2},
 }
-SMALL_RCNN = {
+SMALL_RCNN: dict[str, object] = {
     "task": {
         "model": {
             "min_level": 3,
@@ -54,7 +53,7 @@ SMALL_RCNN = {
     },
     "trainer": {"summary_interval": 2},
 }
-SMALL_MASK_HEAD = {"task": {"model": {"mask_head": {"num_convs": 1, "num_filters": 16}}}}
+SMALL_MASK_HEAD: dict[str, object] = {"task": {"model": {"mask_head": {"num_convs": 1, "num_filters": 16}}}}
 
 
 class Training:
@@ -62,16 +61,14 @@ class Training:
 
     def __init__(self, records: Path, model_dir: Path, *flags: str, config: Sequence[dict[str, object]] = ()) -> None:
         self.model_dir = model_dir
-        files = []
-        for number, sections in enumerate(config or [SMALL_RETINANET]):
-            path = model_dir.with_name(f"{model_dir.name}-{number}.yaml")
-            path.write_text(yaml.safe_dump(sections))
-            files.append(path)
-        merged = model_dir.with_name(f"{model_dir.name}.yaml")
-        merged.write_text(yaml.safe_dump(_merged([yaml.safe_load(path.read_text()) for path in files])))
+        sections: dict[str, object] = {}
+        for part in config or [SMALL_RETINANET]:
+            sections = merge(sections, part)
+        file = model_dir.with_name(f"{model_dir.name}.yaml")
+        file.write_text(yaml.safe_dump(sections))
         command = [
             sys.executable, "-m", "mlcore", "train", f"--data-dir={records}", f"--model-dir={model_dir}",
-            f"--config={merged}", "--image-size=64x96", *flags,
+            f"--config={file}", "--image-size=64x96", *flags,
         ]  # fmt: skip
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         self.process = subprocess.Popen(
@@ -93,15 +90,6 @@ class Training:
             assert self.process.poll() is None, self.process.communicate()[1]
             assert time.monotonic() < deadline, "no checkpoint after two minutes"
             time.sleep(0.05)
-
-
-def _merged(sections: list[dict[str, object]]) -> dict[str, object]:
-    from mlcore.runtime.parameters import merge
-
-    merged: dict[str, object] = {}
-    for part in sections:
-        merged = merge(merged, part)
-    return merged
 
 
 def results(out: str) -> dict[str, str]:
@@ -202,16 +190,16 @@ def test_more_steps_go_on_and_other_settings_are_refused(trained: Path, records_
             ["--experiment=cascadercnn_spinenet_coco", "--overrides=task.model.include_mask=false"],
             [SMALL_RCNN],
         ),
-        (["--preset=retinanet-mobilenet", "--mixed-precision=bfloat16", "--augmentation=randaug"], []),
+        (
+            ["--preset=retinanet-mobilenet", "--mixed-precision=bfloat16", "--augmentation=randaug"],
+            [SMALL_RETINANET, {"task": {"model": {"max_level": 5}}}],
+        ),
     ],
     ids=["faster-rcnn", "mask-rcnn", "cascade-rcnn", "retinanet with mixed precision and RandAugment"],
 )
 def test_every_kind_of_model_trains_and_evaluates(
     records_dir: Path, tmp_path: Path, flags: list[str], config: list[dict[str, object]]
 ) -> None:
-    if not config:
-        config = [{**SMALL_RETINANET, "task": {**SMALL_RETINANET["task"], "model": {  # type: ignore[dict-item]
-            **SMALL_RETINANET["task"]["model"], "max_level": 5}}}]  # fmt: skip
     training = Training(
         records_dir, tmp_path / "model", "--steps=3", "--learning-rate=0.001", "--clip-norm=1", *flags, config=config
     )
@@ -318,8 +306,8 @@ import yaml
 from pathlib import Path
 from mlcore.detection.train import train
 common = dict(data_dir=Path({str(records_dir)!r}), image_size="64x96", steps=3, eval_interval=3, strategy="mirrored",
-              overrides=yaml.safe_load({yaml.safe_dump(SMALL_RETINANET)!r}))
-result = train(model_dir=Path({str(tmp_path / "model")!r}), **common)
+              overrides={{"task": {{"model": yaml.safe_load({yaml.safe_dump(SMALL_MODEL)!r})}}}})
+result = train(model_dir=Path({str(tmp_path / "model")!r}), **common, batch_size=4)
 print("RESULT", result.steps, result.loss)
 try:
     train(model_dir=Path({str(tmp_path / "odd")!r}), **common, batch_size=3)
