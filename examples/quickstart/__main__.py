@@ -18,7 +18,7 @@ from examples.quickstart import chain, shapes
 from examples.quickstart.chain import Chain, StepFailed, bold, say
 from examples.quickstart.report import Places, write_report
 from mlcore.runtime import logs
-from mlcore.runtime.errors import MlcoreError, Stopped
+from mlcore.runtime.errors import MlcoreError, Stopped, UsageError
 from mlcore.runtime.outputs import OutputDirectory, file_digest
 from mlcore.runtime.signals import raise_on_stop
 
@@ -50,11 +50,9 @@ def prepare(directory: Path, settings: dict[str, Any], *, overwrite: bool) -> No
         if before == settings:
             return
         if before is None:
-            raise SystemExit(f"quickstart: error: {directory} is not empty and was not made by the quickstart")
+            raise UsageError(f"{directory}: not empty, and not made by the quickstart; name another --output-dir")
         if not overwrite:
-            raise SystemExit(
-                f"quickstart: error: {directory} was made with other settings; pass --overwrite to start over"
-            )
+            raise UsageError(f"{directory}: made with other settings; pass --overwrite to start over")
         shutil.rmtree(directory)
     directory.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(settings, indent=1) + "\n")
