@@ -178,26 +178,30 @@ def _read_other(data: bytes) -> Header:
     return Header(str(image.format).lower(), image.width, image.height, channels, orientation, "image-format")
 
 
-def _open(data: bytes) -> "Image.Image":
+def _open(data: bytes, formats: tuple[str, ...] | None = None) -> "Image.Image":
     from PIL import Image
 
     try:
-        return Image.open(io.BytesIO(data))
+        return Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError as error:
         raise ImageError(f"more than {MAX_PIXELS:,} pixels") from error
     except (OSError, SyntaxError, ValueError, struct.error) as error:
         raise ImageError("of no known image format") from error
 
 
-def decode(data: bytes) -> "Image.Image":
+def decode(data: bytes, formats: tuple[str, ...] | None = None) -> "Image.Image":
     """All pixels of an image.
+
+    Args:
+        data: The file.
+        formats: Formats to try, as Pillow calls them; None for all.
 
     Raises:
         ImageError: They cannot be decoded in full.
     """
     from PIL import Image
 
-    image = _open(data)
+    image = _open(data, formats)
     try:
         image.load()
     except (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError) as error:

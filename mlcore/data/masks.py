@@ -30,7 +30,7 @@ def read_trimap(data: bytes) -> "NDArray[np.bool_]":
     Raises:
         ImageError: It cannot be decoded, or its pixels are no single numbers.
     """
-    image = decode(data)
+    image = decode(data, ("PNG",))
     if image.mode not in ("L", "P"):
         raise ImageError(f"pixels of mode {image.mode}; expected one number of 8 bits for each")
     return np.asarray(image) != BACKGROUND

@@ -3,7 +3,7 @@
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlcore.data import example, splits
@@ -14,6 +14,7 @@ from mlcore.runtime.errors import DataError, UsageError
 NAMES = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1).map(str.strip).filter(bool)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(NAMES, min_size=1, unique=True))
 def test_a_label_map_reads_back_as_written(tmp_path_factory, names):
     path = tmp_path_factory.mktemp("map") / "label_map.pbtxt"
@@ -117,6 +118,7 @@ def test_an_example_holds_its_features_around_the_picture():
         assert example.decode(head + content) == {**expected, "picture": [content]}
 
 
+@settings(deadline=None)
 @given(st.sets(st.text(min_size=1), min_size=2, max_size=30), st.integers(), st.data())
 def test_adding_images_moves_no_other(names, seed, data):
     def splits_of(some):
