@@ -56,11 +56,14 @@ def _nice_step(rough: float) -> float:
     return float(f"1e{exponent + 1}")
 
 
-def _ticks(low: float, high: float, count: int) -> list[float]:
-    """Round values that cover low..high, about `count` of them; the first is <= low and the last >= high."""
+def _ticks(low: float, high: float, count: int, least: float = 0.0) -> list[float]:
+    """Round values, at least `least` apart, that cover low..high, about `count` of them.
+
+    The first is <= low and the last >= high.
+    """
     if not high > low:
         high = low + (abs(low) or 1.0)
-    step = _nice_step((high - low) / count)
+    step = max(_nice_step((high - low) / count), least)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
 
@@ -109,7 +112,7 @@ def histogram(values: Iterable[float], bins: int = 30, x_label: str = "") -> Mar
     # Whole numbers that have a bin each stand in the middle of their bins.
     start = first * width - (0.5 if whole and width == 1 else 0.0)
     span = len(counts) * width
-    y_ticks = _ticks(0, max(counts), 4)
+    y_ticks = _ticks(0, max(counts), 4, least=1)
     top = y_ticks[-1]
     parts = [_y_axis(y_ticks, 0.0, top)]
     gap = 0.08 / len(counts)

@@ -201,6 +201,10 @@ def test_any_points_make_lines(points: list[tuple[float, float]]) -> None:
     Page(str(charts.lines({"a": points, "b": []})))
 
 
+def test_counts_are_whole_on_the_axis() -> None:
+    assert "0.5" not in charts.histogram([1, 2, 3])
+
+
 def test_a_gap_breaks_a_line() -> None:
     assert charts.lines({"a": [(0, 1), (1, 2), (2, math.nan), (3, 1), (4, 2)]}).count("<polyline") == 2
 
