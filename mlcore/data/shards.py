@@ -12,6 +12,7 @@ from mlcore.data import example, images, voc
 from mlcore.data.boxes import Box
 from mlcore.data.images import Header, ImageError
 from mlcore.data.irregularities import Irregularity
+from mlcore.data.memory import keep_freed_memory
 from mlcore.data.plan import Decisions, Evidence, Job, ShardResult
 from mlcore.data.records import shard_name
 from mlcore.data.sources import Item, split_extension
@@ -50,6 +51,7 @@ class Converter:
     """Converts shards of one data set. Its methods are called by `Workers.run`."""
 
     def __init__(self, job: Job) -> None:
+        keep_freed_memory()
         self._job = job
         self._root = os.fspath(job.root)
         self._kept: dict[str, voc.VocAnnotation] = {}
