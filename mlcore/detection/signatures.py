@@ -161,14 +161,18 @@ def _fast_suppression(model: Any) -> Iterator[None]:
     """Trace non-maximum suppression as the one kernel that TensorFlow has for it.
 
     Official's default, v2, is a loop of tensor operations for each class made for TPUs: more than half of the time of
-    a small RetinaNet on a CPU. v1 is unrolled over a fixed number of pictures, which an export does not have.
+    a small RetinaNet on a CPU. v1 is unrolled over a fixed number of pictures, which an export does not have. The
+    kernel takes float32 alone, so a model in mixed precision keeps v2.
     """
     options = model.detection_generator.get_config()  # the dictionary itself, which `call` reads
     before = options["nms_version"]
     agnostic = options.get("use_class_agnostic_nms")
     if options.get("soft_nms_sigma") is not None and before == "v1":
         log.warning("soft non-maximum suppression needs a fixed number of pictures; the plain one is used instead")
-    options["nms_version"] = before if before == "v3" or agnostic else "batched"
+    if model.compute_dtype != "float32" or agnostic:
+        options["nms_version"] = "v2"
+    elif before != "v3":
+        options["nms_version"] = "batched"
     try:
         yield
     finally:

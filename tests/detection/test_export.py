@@ -269,10 +269,10 @@ print(sorted((name, str(value.dtype)) for name, value in outputs.items()))
 
 
 def test_the_same_export_again_is_up_to_date(exported: Path, model_dir: Path) -> None:
-    started = time.monotonic()
+    written = (exported / "saved_model.pb").stat().st_mtime_ns
     again = export(model_dir=model_dir, output_dir=exported.parent, frozen_graph=True, tflite=True)
     assert (again.version, again.path) == (1, exported)
-    assert time.monotonic() - started < 3
+    assert (exported / "saved_model.pb").stat().st_mtime_ns == written
     with pytest.raises(DataError, match=r"--version=1: .* is there with another content"):
         export(model_dir=model_dir, output_dir=exported.parent, version=1)
     assert list(list_versions(exported.parent)) == [1]
@@ -312,7 +312,7 @@ def test_a_terminated_export_ends_at_once_and_cleans_up(model_dir: Path, tmp_pat
     process = start_export(model_dir, base)
     wait_until(lambda: (base.is_dir() and any(base.iterdir())) or process.poll() is not None)
     os.kill(process.pid, signal.SIGTERM)
-    process.communicate(timeout=10)
+    process.communicate(timeout=15)
     assert process.returncode == 143
     assert list(base.iterdir()) == []
 
@@ -345,6 +345,27 @@ def test_an_export_that_finds_something_else_is_not_published(
     with pytest.raises(DataError, match=r"agrees with the checkpoint on .* nothing was published"):
         export(model_dir=model_dir, output_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_trained_in_mixed_precision_is_run_in_float32(tmp_path: Path, records_dir: Path) -> None:
+    from mlcore.detection import experiment
+    from mlcore.detection.detectors import ModelDetector
+
+    folder = make_model_dir(tmp_path / "model", records_dir, mixed_precision="bfloat16")
+    detector, model, config = Checkpoint.find(folder, "latest").load_model()
+    assert model.compute_dtype == "float32"
+    experiment.set_precision(config, training=True)
+    try:
+        mixed = experiment.build_model(experiment.build_task(config))
+    finally:
+        experiment.set_precision(config)
+    assert mixed.compute_dtype == "bfloat16"
+    mixed.set_weights(model.get_weights())
+    images = pictures(records_dir)[:2]
+    exact, rough = detector.detect(images), ModelDetector(mixed, config.task).detect(images)
+    for one, other in zip(exact, rough, strict=True):
+        assert len(one.scores) and len(other.scores)
+        assert other.scores[0] == pytest.approx(one.scores[0], abs=0.05)
 
 
 def start_export(model_dir: Path, base: Path) -> "subprocess.Popen[str]":
