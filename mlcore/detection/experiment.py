@@ -12,6 +12,7 @@ the classes and the data. Evaluation and export read it back:
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.resources
 from collections.abc import Mapping
@@ -110,26 +111,49 @@ def override(config: ExperimentConfig, changes: Mapping[str, Any], source: str) 
     unknown = set(changes) - set(SECTIONS)
     if unknown:
         raise UsageError(f"{source}: {sorted(unknown)[0]}: unknown section; expected {', '.join(SECTIONS)}")
-    _check_keys(config, changes, source, ())
+    checked = _checked(config, changes, source, ())
     try:
-        config.override(dict(changes), is_strict=True)
+        config.override(checked, is_strict=True)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{source}: does not fit the experiment's configuration ({_first_line(error)})") from error
 
 
-def _check_keys(config: Any, changes: Mapping[str, Any], source: str, path: tuple[str, ...]) -> None:
+def _checked(config: Any, changes: Mapping[str, Any], source: str, path: tuple[str, ...]) -> dict[str, Any]:
+    """The changes, if every key exists and every value is of the kind that was there; official.vision takes any."""
     # Not through `as_dict`: of alternatives such as the backbones it shows only the chosen one.
     known = tuple(key for key in vars(config) if key not in config.RESERVED_ATTR)
+    checked = {}
     for key, value in changes.items():
         here = ".".join((*path, str(key)))
         if key not in known:
             raise UsageError(f"{source}: {here}: no such setting{_did_you_mean(str(key), known)}")
         before = getattr(config, key)
-        if not hasattr(before, "as_dict") or value is None:
-            continue
-        if not isinstance(value, Mapping):
+        if value is None or before is None:
+            checked[key] = value
+        elif not hasattr(before, "as_dict"):
+            checked[key] = _of_kind(before, value, f"{source}: {here}={value}")
+        elif isinstance(value, Mapping):
+            checked[key] = _checked(before, value, source, (*path, str(key)))
+        else:
             raise UsageError(f"{source}: {here}={value}: expected settings below it ({', '.join(before.as_dict())})")
-        _check_keys(before, value, source, (*path, str(key)))
+    return checked
+
+
+def _of_kind(before: Any, value: Any, what: str) -> Any:
+    if isinstance(before, bool):
+        fits, words = isinstance(value, bool), "true or false"
+    elif isinstance(before, int | float):
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                value = float(value)  # YAML takes 1e-3, without a point, for text
+        fits, words = isinstance(value, int | float) and not isinstance(value, bool), "a number"
+    elif isinstance(before, str):  # some settings are one name or several
+        fits, words = isinstance(value, str | list | tuple), "text"
+    else:
+        fits, words = isinstance(value, list | tuple | str | Mapping), "a list such as [1, 2]"
+    if not fits:
+        raise UsageError(f"{what}: expected {words}")
+    return value
 
 
 def _first_line(error: BaseException) -> str:

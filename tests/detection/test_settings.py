@@ -1,11 +1,13 @@
 """What `train` refuses before it loads TensorFlow, and which runs go on with which."""
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mlcore.data.records import RecordSet
 from mlcore.detection.model_directory import ModelDirectory
 from mlcore.detection.settings import Settings, check_init_checkpoint, difference, parse_image_size
 from mlcore.detection.train import train
@@ -172,3 +174,90 @@ def test_a_checkpoint_to_start_from_is_a_prefix_or_a_directory(tmp_path: Path) -
 def test_an_experiment_has_no_preset() -> None:
     assert Settings(experiment="retinanet").source() == ("retinanet", None, {})
     assert Settings().source()[:2] == ("retinanet", "retinanet-mobile")
+
+
+@pytest.fixture(scope="module")
+def records(records_dir: Path) -> RecordSet:
+    return RecordSet.open(records_dir)
+
+
+def configured(records: RecordSet, **flags: Any) -> Any:
+    from mlcore.detection.settings import configure
+
+    return configure(Settings(**flags), records)
+
+
+@pytest.mark.slow
+def test_a_configuration_fits_the_data_and_a_cpu(records: RecordSet) -> None:
+    config = configured(records, experiment="fasterrcnn_resnetfpn_coco")
+    assert config.task.model.num_classes == 3  # two and the background
+    assert config.task.init_checkpoint == ""
+    assert config.task.annotation_file is None
+    assert config.runtime.mixed_precision_dtype == "float32"
+    assert (config.task.train_data.dtype, config.task.validation_data.dtype) == ("float32", "float32")
+    assert config.task.validation_data.drop_remainder is False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({}, 0.003),
+        ({"batch_size": 32}, 0.006),  # Adam: the square root
+        ({"batch_size": 32, "learning_rate": 0.001}, 0.001),
+        ({"preset": "retinanet-resnet50", "batch_size": 4}, 0.005),  # SGD: in proportion
+        ({"experiment": "retinanet", "image_size": "256", "steps": 9, "batch_size": 2}, 0.01),
+    ],
+    ids=str,
+)
+def test_the_learning_rate_follows_the_batch_unless_given(
+    records: RecordSet, flags: dict[str, Any], expected: float
+) -> None:
+    schedule = configured(records, **flags).trainer.optimizer_config.learning_rate.cosine
+    assert schedule.initial_learning_rate == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_the_schedule_is_fitted_to_the_steps(records: RecordSet) -> None:
+    config = configured(records, steps=40)
+    optimization = config.trainer.optimizer_config
+    assert optimization.learning_rate.cosine.decay_steps == config.trainer.train_steps == 40
+    assert optimization.warmup.linear.warmup_steps == 8
+    assert config.trainer.checkpoint_interval == 40
+    stepwise = configured(records, experiment="fasterrcnn_resnetfpn_coco", steps=225)
+    assert list(stepwise.trainer.optimizer_config.learning_rate.stepwise.boundaries) == [150, 200]
+
+
+@pytest.mark.slow
+def test_a_number_with_an_exponent_is_a_number(records: RecordSet) -> None:
+    """YAML 1.1 takes 1e-3 for text."""
+    losses = {"l2_weight_decay": "1e-3"}
+    assert configured(records, overrides={"task": {"losses": losses}}).task.losses.l2_weight_decay == 0.001
+
+
+@pytest.mark.slow
+def test_overrides_win_over_flags(records: RecordSet) -> None:
+    config = configured(records, batch_size=2, overrides={"task": {"train_data": {"global_batch_size": 16}}})
+    assert config.task.train_data.global_batch_size == 16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "error", "expected"),
+    [
+        ({"image_size": "250x320"}, UsageError, "expected multiples of 32 .*such as 256x320"),
+        ({"overrides": {"task": {"model": {"num_classes": 2}}}}, UsageError, "expected at least 3"),
+        ({"overrides": {"model": {}}}, UsageError, "unknown section"),
+        ({"overrides": {"task": {"model": {"min_level": [1]}}}}, UsageError, r"min_level=\[1\]: expected a number"),
+        ({"overrides": {"task": {"model": {"input_size": 3}}}}, UsageError, "input_size=3: expected a list"),
+        ({"overrides": {"task": {"freeze_backbone": 1}}}, UsageError, "freeze_backbone=1: expected true or false"),
+        ({"experiment": "retinanet"}, UsageError, "--steps"),
+        ({"preset": "maskrcnn-resnet50"}, DataError, "no masks"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_what_does_not_fit_is_said_before_anything_is_made(
+    records: RecordSet, flags: dict[str, Any], error: type[Exception], expected: str
+) -> None:
+    with pytest.raises(error, match=expected):
+        configured(dataclasses.replace(records, has_masks=False), **flags)
