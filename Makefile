@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header
 
-.PHONY: help install quickstart test test-fast lint format lock steps clean
+.PHONY: help install quickstart test test-fast lint format lock steps images sizes docker-quickstart sbom clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -39,6 +39,21 @@ format: install  ## put the code into the project's form
 
 steps: install  ## write the generated parts of steps/ anew
 	$(BIN)/python -m steps.generate
+
+IMAGE_VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' mlcore/__init__.py)
+
+images:  ## build the image of every step
+	VERSION=$(IMAGE_VERSION) REVISION=$$(git rev-parse HEAD) docker buildx bake
+
+sizes:  ## what each image weighs over its base, and why
+	$(PYTHON) docker/sizes.py
+
+docker-quickstart: images  ## the whole chain by docker run, on a generated data set
+	sh examples/docker/detection.sh
+
+sbom:  ## packages and licences of each kind of image, in build/sbom
+	docker buildx bake sbom
+	$(PYTHON) docker/licences.py build/sbom
 
 # The development set first: the others take its versions, so that images run what the tests ran.
 REQUIREMENTS := docker/requirements

@@ -1,0 +1,37 @@
+"""One line for each package of the images, from the bills of materials that `docker buildx bake sbom` writes.
+
+    python docker/licences.py build/sbom
+
+Exits 1 if a package states no licence.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def licence(component: dict[str, Any]) -> str:
+    """The licences of a component as its author states them."""
+    stated = [entry.get("expression") or entry["license"].get("id") or entry["license"].get("name", "")
+              for entry in component.get("licenses", [])]  # fmt: skip
+    named = sorted(
+        {text for text in stated if text and "\n" not in text and not text.startswith("declared license of")}
+    )
+    return ", ".join(named)
+
+
+def main() -> int:
+    """Print name, version, licence and the flavours that have it."""
+    packages: dict[tuple[str, str], tuple[str, list[str]]] = {}
+    for file in sorted(Path(sys.argv[1]).glob("*.cdx.json")):
+        for component in json.loads(file.read_text())["components"]:
+            key = (component["name"], component["version"])
+            packages.setdefault(key, (licence(component), []))[1].append(file.name.partition(".")[0])
+    for (name, version), (text, flavours) in sorted(packages.items(), key=lambda item: item[0][0].lower()):
+        print(f"{name:<28}{version:<14}{text or 'NOT STATED':<50}{' '.join(flavours)}")
+    return int(any(not text for text, _ in packages.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
