@@ -27,7 +27,9 @@ def add_test(report: Report, confusion: Confusion, classes: Sequence[str]) -> No
     """The sections that tell how the test examples were recognised."""
     report.section("By class").table(CLASS_COLUMNS, class_rows(confusion, classes), limit=None)
     picture = confusion_picture(confusion, classes)
-    report.section("Confusion", "Each row is a label, each column an answer. Mistakes are drawn twenty times as strong.")
+    report.section(
+        "Confusion", "Each row is a label, each column an answer. Mistakes are drawn twenty times as strong."
+    )
     report.images("", [(picture, "confusion matrix of the test examples")], width=picture.width)
 
 

@@ -1,5 +1,6 @@
 """The step `mnist-train`: from arrays to a checkpointed, evaluated and exported classifier."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -8,13 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from mlcore.cluster.config import cluster_from_environment
+from mlcore.cluster.status import goal_of
+from mlcore.cluster.strategy import choose_strategy
+from mlcore.cluster.timeouts import Timeouts
 from mlcore.data.mnist import MnistData, load_mnist
 from mlcore.runtime.errors import DataError, UsageError
 from mlcore.runtime.outputs import SUCCESS, OutputDirectory, atomic_file, read_success
 from mlcore.runtime.parameters import Environment, Range, step
 
 if TYPE_CHECKING:
+    from mlcore.cluster.chief import Chief
     from mlcore.mnist.curves import Point
+    from mlcore.mnist.learner import Learner
     from mlcore.mnist.network import Network
 
 log = logging.getLogger(__name__)
@@ -78,12 +85,21 @@ def mnist_train(
     checkpoint_interval_s: Annotated[float, Range(min=0)] = 30,
     keep_checkpoints: Annotated[int, Range(min=1)] = 3,
     overwrite: bool = False,
-) -> MnistTrainResult:
+    strategy: Literal["auto", "one_device", "parameter_server"] = "auto",
+    start_timeout_s: Annotated[float, Range(min=0)] = 600,
+    chief_timeout_s: Annotated[float, Range(min=0)] = 120,
+    stall_timeout_s: Annotated[float, Range(min=1)] = 30,
+    evaluation_timeout_s: Annotated[float, Range(min=0)] = 60,
+) -> MnistTrainResult | None:
     """Train a dense network on MNIST, evaluate it and export it as the next version.
 
     Begun again after it was stopped or killed, it goes on from its last checkpoint and ends with the same numbers; with
     more epochs or steps it trains further; when there is nothing left to do it says so. The model directory also gets
     report.html, the confusion matrix of the test examples (CSV and picture), history.csv and TensorBoard events.
+
+    With TF_CONFIG in the environment (a TFJob) it is a member of a cluster: the chief trains on the workers through the
+    parameter servers, and all end when it has. A member that should be started again ends with 138. The model directory
+    is the same as on one machine; a run can go on in either.
 
     Args:
         data_dir: Directory of the four IDX files, or of the arrays of mlcore mnist-download.
@@ -103,21 +119,40 @@ def mnist_train(
         checkpoint_interval_s: Least time between two checkpoints, in seconds; 0: as often as can be.
         keep_checkpoints: How many checkpoints stay.
         overwrite: Begin anew where the model directory holds a training with other parameters or data.
+        strategy: auto: the workers of the cluster that TF_CONFIG describes, or this machine; one_device: this machine
+            in any case; parameter_server: the workers of a cluster.
+        start_timeout_s: In a cluster: seconds to wait for the other members to come up.
+        chief_timeout_s: In a cluster: seconds for which the chief may be gone before the others end with 138.
+        stall_timeout_s: In a cluster: seconds without an answer after which a worker is left out.
+        evaluation_timeout_s: In a cluster: seconds to wait for the evaluator's last evaluation.
 
     Returns:
-        What was reached, and the exported version.
+        What was reached, and the exported version; nothing for members of a cluster that are not its chief.
 
     Raises:
         UsageError: A wrong parameter, or the loss grew beyond all numbers.
         DataError: The data or every checkpoint is damaged, or the model directory belongs to another training.
+        RestartError: A member of a cluster should be started again.
         Stopped: SIGTERM or Ctrl-C; the state was saved.
     """
+    given = locals()
     if model_dir is None:
         if export_dir is None:
             raise UsageError("--model-dir or --export-dir must be given")
         model_dir = export_dir / "training"
     if any(units < 1 for units in hidden) or not hidden:
         raise UsageError(f"--hidden={','.join(map(str, hidden))}: expected at least one layer of at least 1 unit")
+    cluster = cluster_from_environment()
+    on_workers = choose_strategy(cluster, strategy) == "parameter_server"
+    timeouts = Timeouts(**{field.name: given[field.name] for field in dataclasses.fields(Timeouts)})
+    goal = ""
+    if cluster is not None:
+        goal = goal_of(cluster, **{name: value for name, value in given.items() if not name.endswith("_s")})
+        if cluster.role in ("worker", "ps") and not cluster.is_chief:
+            from mlcore.cluster.server import serve
+
+            serve(cluster, model_dir, goal=goal, timeouts=timeouts)
+            return None
     data = load_mnist(data_dir)
     if validation_size >= len(data.train):
         raise UsageError(
@@ -142,10 +177,25 @@ def mnist_train(
         total=total,
         per_epoch=per_epoch,
     )
-    done = training.begin(export_dir, overwrite=overwrite)
-    if done is not None:
-        return done
-    return training.run(export_dir, checkpoint_interval_s=checkpoint_interval_s, keep=keep_checkpoints)
+    if cluster is None:
+        done = training.begin(export_dir, overwrite=overwrite)
+        return done or training.run(export_dir, checkpoint_interval_s=checkpoint_interval_s, keep=keep_checkpoints)
+    if cluster.role == "evaluator":
+        from mlcore.mnist.cluster import evaluate_run
+
+        evaluate_run(
+            cluster, model_dir, data, make_learner=training.make_learner, validation_size=validation_size, goal=goal,
+            timeouts=timeouts,
+        )  # fmt: skip
+        return None
+    from mlcore.cluster.chief import lead
+
+    with lead(cluster, model_dir, goal=goal, timeouts=timeouts) as chief:
+        done = training.begin(export_dir, overwrite=overwrite)
+        chief.begin()
+        if done is None and on_workers:
+            training.run_on_workers(chief, checkpoint_interval_s=checkpoint_interval_s, keep=keep_checkpoints)
+        return done or training.run(export_dir, checkpoint_interval_s=checkpoint_interval_s, keep=keep_checkpoints)
 
 
 @dataclass(frozen=True)
@@ -197,22 +247,13 @@ class _Training:
         from mlcore.mnist.batches import Batches
         from mlcore.mnist.checkpoints import Checkpoints
         from mlcore.mnist.curves import Curves
-        from mlcore.mnist.learner import Learner, evaluator, parts_for, steps_in_graph
+        from mlcore.mnist.learner import evaluator, parts_for, steps_in_graph
         from mlcore.mnist.loop import Plan, fit
-        from mlcore.mnist.network import Network
 
         (self.model_dir / SUCCESS).unlink(missing_ok=True)
         values, data = self.parameters, self.data
-        shape = (data.train.imgs.shape[1], data.train.imgs.shape[2])
-        network = Network(shape, values["hidden"], len(data.classes), dropout=values["dropout"], seed=values["seed"])
-        learner = Learner(
-            network,
-            values["optimizer"],
-            learning_rate=values["learning_rate"],
-            schedule=values["learning_rate_schedule"],
-            total_steps=self.total,
-            parts=parts_for(values["batch_size"], cores),
-        )
+        learner = self.make_learner(parts_for(values["batch_size"], cores))
+        network = learner.network
         split = len(data.train) - values["validation_size"]
         batches = Batches(data.train[:split], values["batch_size"], values["seed"])
         checkpoints = Checkpoints(learner, self.model_dir, keep)
@@ -236,6 +277,63 @@ class _Training:
                 batch_size=values["batch_size"],
             )
             return self._finish(network, curves.points, evaluate, export_dir)
+
+    def make_learner(self, parts: int = 1) -> "Learner":
+        """The network and what trains it, as the parameters say."""
+        from mlcore.mnist.learner import Learner
+        from mlcore.mnist.network import Network
+
+        values, imgs = self.parameters, self.data.train.imgs
+        network = Network(
+            (imgs.shape[1], imgs.shape[2]),
+            values["hidden"],
+            len(self.data.classes),
+            dropout=values["dropout"],
+            seed=values["seed"],
+        )
+        return Learner(
+            network,
+            values["optimizer"],
+            learning_rate=values["learning_rate"],
+            schedule=values["learning_rate_schedule"],
+            total_steps=self.total,
+            parts=parts,
+        )
+
+    def run_on_workers(self, chief: "Chief", *, checkpoint_interval_s: float, keep: int) -> None:
+        """Train to the end on the workers of a cluster, and save; the rest is done as on one machine."""
+        if self._steps_saved() >= self.total:
+            return
+        from mlcore.mnist.batches import Batches
+        from mlcore.mnist.cluster import ClusterCheckpoints, steps_on_workers
+        from mlcore.mnist.curves import Curves
+        from mlcore.mnist.learner import evaluator
+        from mlcore.mnist.loop import Plan, fit
+
+        (self.model_dir / SUCCESS).unlink(missing_ok=True)
+        values, data = self.parameters, self.data
+        split = len(data.train) - values["validation_size"]
+        coordinator = chief.connect()
+        with coordinator.strategy.scope():
+            learner = self.make_learner()
+        checkpoints = ClusterCheckpoints(learner, self.model_dir, keep)
+        first = checkpoints.restore()
+        batches = Batches(data.train[:split], values["batch_size"], values["seed"])
+        plan = Plan(self.total, self.per_epoch, _STEPS_A_POINT * len(coordinator.workers), checkpoint_interval_s)
+        with Curves(self.model_dir, first) as curves:
+            fit(
+                learner,
+                steps_on_workers(coordinator, learner, batches),
+                evaluator(learner.network, data.train[split:]),
+                first=first,
+                plan=plan,
+                checkpoints=checkpoints,
+                curves=curves,
+                batch_size=values["batch_size"],
+            )
+        log.info("steps by worker: %s", dict(coordinator.steps_by_worker))
+        chief.disconnect()
+        chief.wait_for_evaluation(self.total)
 
     def _finish(
         self, network: "Network", points: "list[Point]", evaluate: Any, export_dir: Path | None
