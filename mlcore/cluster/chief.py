@@ -9,10 +9,11 @@ from mlcore.cluster.config import Cluster
 from mlcore.cluster.coordinator import Coordinator
 from mlcore.cluster.evaluation import Evaluation, wait_for_evaluation
 from mlcore.cluster.guard import PeerGuard
-from mlcore.cluster.peers import wait_for_own_port, wait_for_peers
+from mlcore.cluster.peers import Presence, wait_for_own_port, wait_for_peers
 from mlcore.cluster.server import OWN_PORT_TIMEOUT_S
 from mlcore.cluster.status import StatusFile
 from mlcore.cluster.strategy import import_tensorflow, parameter_server_strategy
+from mlcore.cluster.timeouts import Timeouts
 from mlcore.runtime.errors import RestartError, Stopped, UsageError
 from mlcore.runtime.signals import StopFlag
 
@@ -25,41 +26,55 @@ class Chief:
     """What `lead` gives: the way to the servers and to the evaluator."""
 
     def __init__(
-        self, cluster: Cluster, model_dir: Path, status: StatusFile, *,
-        start_timeout_s: float, stall_timeout_s: float, stop: StopFlag,
-    ) -> None:  # fmt: skip
+        self, cluster: Cluster, model_dir: Path, status: StatusFile, timeouts: Timeouts, stop: StopFlag | None
+    ) -> None:
         self.cluster = cluster
         self.guard = PeerGuard(cluster.of("ps"), cluster.of("worker"), on_exit=status.say_error)
-        self._model_dir, self._stop = model_dir, stop
-        self._start_timeout_s, self._stall_timeout_s = start_timeout_s, stall_timeout_s
+        self._model_dir, self._status, self._stop = model_dir, status, stop
+        self._timeouts = timeouts
         self.coordinator: Coordinator | None = None
+        # Seen from the start, so that the others know for whom they wait, also when nothing is left to train.
+        self._presence = Presence(cluster.me)
+
+    def begin(self) -> None:
+        """Say that the model directory is this run's own: from now on the evaluator reads it."""
+        self._status.say("running")
 
     def connect(self) -> Coordinator:
         """Wait for workers and parameter servers, and make the strategy. Not needed where nothing is left to train.
 
         Raises:
-            RestartError: Somebody is missing after `start_timeout_s`, or the own port stays taken.
+            RestartError: Somebody is missing after `start_timeout_s`.
             Stopped: The stop flag was set.
         """
-        wait_for_own_port(self.cluster.me, OWN_PORT_TIMEOUT_S, self._stop)
         import_tensorflow()
-        wait_for_peers(self.cluster.of("ps", "worker"), self._start_timeout_s, self._stop)
+        wait_for_peers(self.cluster.of("ps", "worker"), self._timeouts.start_timeout_s, self._stop)
         self.guard.start()
+        self._presence.close()  # TensorFlow's server takes the port over
         with self.guard.bounded(_CONNECT_TIMEOUT_S, "connecting to the cluster"):
             strategy = parameter_server_strategy(self.cluster)
         log.info("%s: the cluster is complete", self.cluster.me.name)
-        self.coordinator = Coordinator(strategy, self.cluster, self.guard, self._model_dir, self._stall_timeout_s)
+        self.coordinator = Coordinator(
+            strategy, self.cluster, self.guard, self._model_dir, self._timeouts.stall_timeout_s
+        )
         return self.coordinator
 
     def disconnect(self) -> None:
-        """The servers do not matter any more: everything is saved."""
-        self.guard.stop()
+        """The parameter servers do not matter any more: everything is saved."""
+        self.guard.release_servers()
 
-    def wait_for_evaluation(self, step: int, timeout_s: float) -> Evaluation | None:
+    def close(self) -> None:
+        """Watch nobody, and free the port."""
+        self.guard.stop()
+        self._presence.close()
+
+    def wait_for_evaluation(self, step: int) -> Evaluation | None:
         """The evaluator's metrics of the last checkpoint; None where there is no evaluator or it does not deliver."""
         if not self.cluster.of("evaluator"):
             return None
-        return wait_for_evaluation(self._model_dir, step, timeout_s, self._stop)
+        return wait_for_evaluation(
+            self._model_dir, step, self._timeouts.evaluation_timeout_s, self._stop, while_waiting=self.guard.check
+        )
 
 
 @contextlib.contextmanager
@@ -68,24 +83,29 @@ def lead(
     model_dir: Path,
     *,
     goal: str,
-    stop: StopFlag,
-    start_timeout_s: float = 600.0,
-    stall_timeout_s: float = 30.0,
+    timeouts: Timeouts,
+    stop: StopFlag | None = None,
 ) -> Iterator[Chief]:
-    """The chief's run: `running` is said at its beginning, `done` when the block ends well, or else why it did not.
+    """The chief's run: `done` is said when the block ends well, or else why it did not.
+
+    Args:
+        cluster: The cluster, of which this process is the chief.
+        model_dir: Model directory, shared by all members.
+        goal: What the job is for (`goal_of`).
+        timeouts: Bounds of waiting.
+        stop: Ends all waiting when it is set; without it an exception must (`raise_on_stop`).
 
     Raises:
         UsageError: The model directory cannot be written.
-        RestartError: In place of an error of TensorFlow that means that a member is lost.
+        RestartError: The own port stays taken; or a member is lost, in place of TensorFlow's error.
     """
+    wait_for_own_port(cluster.me, OWN_PORT_TIMEOUT_S, stop)
     status = StatusFile(model_dir, goal)
     try:
-        status.say("running")
+        status.say("starting")
     except OSError as error:
         raise UsageError(f"--model-dir={model_dir}: cannot be written ({error.strerror})") from error
-    chief = Chief(
-        cluster, model_dir, status, start_timeout_s=start_timeout_s, stall_timeout_s=stall_timeout_s, stop=stop
-    )
+    chief = Chief(cluster, model_dir, status, timeouts, stop)
     try:
         yield chief
         status.say("done")
@@ -96,11 +116,15 @@ def lead(
             raise
         raise meaning from error
     finally:
-        chief.disconnect()
+        chief.close()
 
 
 def _meaning(error: BaseException, chief: Chief) -> BaseException:
     """An error of TensorFlow outside the loop (saving, restoring) may mean that a parameter server is gone."""
     if chief.coordinator is None or isinstance(error, Stopped | RestartError):
         return error
-    return chief.coordinator.translate(error) if isinstance(error, import_tensorflow().errors.OpError) else error
+    for each in (error, error.__cause__):  # a trainer may have taken it for a directory that cannot be written
+        if isinstance(each, import_tensorflow().errors.OpError):
+            meaning = chief.coordinator.translate(each)
+            return meaning if isinstance(meaning, RestartError) else error
+    return error

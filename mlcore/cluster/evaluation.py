@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mlcore.cluster.config import Cluster
 from mlcore.cluster.status import cluster_directory, read_status
+from mlcore.cluster.timeouts import Timeouts
 from mlcore.cluster.watch import Watch
 from mlcore.runtime.outputs import atomic_file
 from mlcore.runtime.signals import StopFlag
@@ -44,7 +45,11 @@ def read_evaluation(model_dir: Path) -> Evaluation | None:
 
 
 def wait_for_evaluation(
-    model_dir: Path, step: int, timeout_s: float, stop: StopFlag | None = None
+    model_dir: Path,
+    step: int,
+    timeout_s: float,
+    stop: StopFlag | None = None,
+    while_waiting: Callable[[], None] = lambda: None,
 ) -> Evaluation | None:
     """The chief's side: the evaluation of the last checkpoint, or None where it has not come after `timeout_s`.
 
@@ -63,6 +68,7 @@ def wait_for_evaluation(
         if now - reported >= _REPORT_INTERVAL_S:
             reported = now
             log.info("waiting for the evaluator to evaluate step %d", step)
+        while_waiting()
         if stop is not None and stop.wait(_POLL_INTERVAL_S):
             raise stop.error()
         if stop is None:
@@ -77,8 +83,7 @@ def evaluate_continuously(
     newest: Callable[[], int | None],
     evaluate: Callable[[int], Mapping[str, float]],
     stop: StopFlag,
-    start_timeout_s: float,
-    chief_timeout_s: float,
+    timeouts: Timeouts,
 ) -> Evaluation | None:
     """The evaluator's life: evaluate each new checkpoint, until the chief is done.
 
@@ -89,8 +94,7 @@ def evaluate_continuously(
         newest: Gives the step of the newest checkpoint; None where there is none.
         evaluate: Evaluates the checkpoint of a step; may raise FileNotFoundError where it was removed meanwhile.
         stop: Set on SIGTERM.
-        start_timeout_s: How long to wait for a first chief.
-        chief_timeout_s: How long a chief may be gone.
+        timeouts: Bounds of waiting.
 
     Returns:
         The last evaluation.
@@ -99,11 +103,12 @@ def evaluate_continuously(
         RestartError: The chief is gone.
         Stopped: SIGTERM.
     """
-    watch = Watch(cluster, read_status(model_dir), goal, start_timeout_s, chief_timeout_s)
+    watch = Watch(cluster, read_status(model_dir), goal, timeouts)
     last = read_evaluation(model_dir)
     while True:
-        over = watch.is_over(read_status(model_dir))  # asked first: what was there then is evaluated below
-        step = newest()
+        status = read_status(model_dir)
+        over = watch.is_over(status)  # asked first: what was there then is evaluated below
+        step = newest() if over or watch.may_read(status) else None
         if step is not None and (last is None or step != last.step):
             try:
                 last = Evaluation(step, evaluate(step))

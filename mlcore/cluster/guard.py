@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from mlcore.cluster.config import Member
-from mlcore.cluster.peers import REFUSED, describe, troubles_with
+from mlcore.cluster.peers import REFUSED, SILENT, describe, troubles_with
 from mlcore.runtime.errors import RestartError
 
 log = logging.getLogger(__name__)
@@ -25,6 +25,8 @@ _WORKER_INTERVAL_S = 5
 _REFUSED_S = 1.5
 # Silence can be a machine under load.
 SILENT_S = 15.0
+# A stopped worker and a main thread that does nothing for so long: it waits for that worker.
+_HANG_S = 45.0
 # Time for the main thread to end by itself.
 _EXIT_GRACE_S = 10.0
 
@@ -48,6 +50,7 @@ class PeerGuard:
         self._since: dict[Member, tuple[float, str]] = {}
         self._lost: RestartError | None = None
         self._deadline: tuple[float, str] | None = None
+        self._main_seen = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="peer-guard", daemon=True)
 
@@ -56,8 +59,12 @@ class PeerGuard:
         self._thread.start()
 
     def stop(self) -> None:
-        """Watch no longer: what happens to the servers does not matter any more."""
+        """Watch no longer."""
         self._stop.set()
+
+    def release_servers(self) -> None:
+        """Everything is saved: what happens to the parameter servers does not matter any more."""
+        self._servers, self._lost = (), None
 
     @contextlib.contextmanager
     def bounded(self, timeout_s: float, what: str) -> Iterator[None]:
@@ -69,11 +76,12 @@ class PeerGuard:
             self._deadline = None
 
     def check(self) -> None:
-        """Raise where a parameter server is gone.
+        """Raise where a parameter server is gone. The main thread calls this whenever it does not wait for TensorFlow.
 
         Raises:
             RestartError: Names it.
         """
+        self._main_seen = time.monotonic()
         if self._lost is not None:
             raise self._lost
 
@@ -105,13 +113,25 @@ class PeerGuard:
                 elif member in self._since:
                     del self._since[member]
             if self._lost is None:
-                self._lost = self._who_is_lost(now)
-                lost_at = now
+                self._lost, lost_at = self._who_is_lost(now), now
             elif now - lost_at >= _EXIT_GRACE_S and not self._stop.is_set():
                 self._end_process(self._lost)
+            self._end_where_it_hangs(now)
             deadline = self._deadline
             if deadline is not None and now >= deadline[0]:
                 self._end_process(RestartError(f"{deadline[1]}: {self.diagnose() or 'all members answer'}"))
+
+    def _end_where_it_hangs(self, now: float) -> None:
+        """A new function of TensorFlow goes to all members before it runs, and waits for one that is stopped."""
+        if now - self._main_seen < _HANG_S:
+            return
+        silent = {
+            worker: trouble
+            for worker, (since, trouble) in self._since.items()
+            if worker in self._workers and trouble == SILENT and now - since >= _HANG_S
+        }
+        if silent:
+            self._end_process(RestartError(f"the chief waits for a member that does not answer: {describe(silent)}"))
 
     def _who_is_lost(self, now: float) -> RestartError | None:
         for server in self._servers:

@@ -6,9 +6,11 @@ greets each HTTP/2 client with a SETTINGS frame.
 """
 
 import concurrent.futures
+import contextlib
 import errno
 import logging
 import socket
+import threading
 import time
 from collections.abc import Sequence
 
@@ -22,8 +24,9 @@ PROBE_TIMEOUT_S = 3.0
 _REPORT_INTERVAL_S = 10.0
 _POLL_INTERVAL_S = 0.5
 # Client connection preface of HTTP/2 (RFC 9113, 3.4) and an empty SETTINGS frame: length 0, type 4, no flags, stream 0.
-_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _SETTINGS_TYPE = 4
+_SETTINGS = bytes([0, 0, 0, _SETTINGS_TYPE, 0, 0, 0, 0, 0])
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS
 
 NO_NAME = "its name does not resolve"
 REFUSED = "its port is closed"
@@ -47,6 +50,34 @@ def trouble_with(member: Member, timeout_s: float = PROBE_TIMEOUT_S) -> str | No
         # A closed connection in mid-greeting is a server that is ending.
         return SILENT if error.errno in (errno.ECONNRESET, errno.EPIPE) else UNREACHABLE
     return None if len(frame) >= 4 and frame[3] == _SETTINGS_TYPE else SILENT
+
+
+class Presence:
+    """Answers in a member's place while it has no server of TensorFlow's."""
+
+    def __init__(self, me: Member) -> None:
+        family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+        self._socket = socket.create_server(
+            ("", me.port), family=family, dualstack_ipv6=family == socket.AF_INET6, backlog=64
+        )
+        threading.Thread(target=self._answer, name="presence", daemon=True).start()
+
+    def _answer(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:  # closed
+                return
+            with contextlib.suppress(OSError), connection:
+                connection.settimeout(0.5)
+                connection.sendall(_SETTINGS)
+                connection.recv(len(_GREETING))
+
+    def close(self) -> None:
+        """Free the port."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread, which would keep the port otherwise
+        self._socket.close()
 
 
 def troubles_with(members: Sequence[Member], timeout_s: float = PROBE_TIMEOUT_S) -> dict[Member, str]:

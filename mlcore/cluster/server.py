@@ -14,6 +14,7 @@ from mlcore.cluster.leaving import announce_leaving, return_to_work, was_let_go
 from mlcore.cluster.peers import wait_for_own_port
 from mlcore.cluster.status import read_status
 from mlcore.cluster.strategy import import_tensorflow
+from mlcore.cluster.timeouts import Timeouts
 from mlcore.cluster.watch import Watch
 from mlcore.runtime.errors import RestartError
 from mlcore.runtime.signals import stop_flag
@@ -25,17 +26,14 @@ DRAIN_TIMEOUT_S = 8.0
 _POLL_INTERVAL_S = 1.0
 
 
-def serve(
-    cluster: Cluster, model_dir: Path, *, goal: str, start_timeout_s: float = 600.0, chief_timeout_s: float = 120.0
-) -> None:
+def serve(cluster: Cluster, model_dir: Path, *, goal: str, timeouts: Timeouts) -> None:
     """Serve as worker or parameter server until the chief is done.
 
     Args:
         cluster: The cluster; this process must be a worker or a ps of it.
         model_dir: Model directory, shared by all members.
         goal: What the job is for (`goal_of`).
-        start_timeout_s: How long to wait for a first chief.
-        chief_timeout_s: How long a chief may be gone.
+        timeouts: Bounds of waiting.
 
     Raises:
         RestartError: The chief is gone, or the own port stays taken.
@@ -46,7 +44,7 @@ def serve(
     with stop_flag() as stop:
         wait_for_own_port(me, OWN_PORT_TIMEOUT_S, stop)
         # What is in the model directory before this server can serve anybody belongs to an earlier run.
-        watch = Watch(cluster, read_status(model_dir), goal, start_timeout_s, chief_timeout_s)
+        watch = Watch(cluster, read_status(model_dir), goal, timeouts)
         server = _start(me)
         return_to_work(model_dir, me)
         log.info("%s: serving", me.name)
@@ -61,7 +59,7 @@ def serve(
 
 def _start(me: Member) -> object:
     """TensorFlow's server. It is told of itself alone: the chief names the others when it connects."""
-    tf = import_tensorflow()
+    tf = import_tensorflow(keras=False)
     try:
         return tf.distribute.Server(
             tf.train.ClusterSpec({me.role: {me.index: me.address}}),

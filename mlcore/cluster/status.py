@@ -25,7 +25,7 @@ from mlcore.runtime.outputs import atomic_file
 
 log = logging.getLogger(__name__)
 
-State = Literal["running", "done", "failed", "stopped", "restarting"]
+State = Literal["starting", "running", "done", "failed", "stopped", "restarting"]
 
 DIRECTORY = "cluster"
 STATUS_FILE = "status.json"
@@ -38,14 +38,15 @@ class Status:
     Attributes:
         run: Random name of the chief's process.
         goal: Digest of what the run is for.
-        state: `done` and `failed` are final; after `stopped` and `restarting` another chief is expected.
+        state: `starting` until the model directory is the run's own; `done` and `failed` are final; after `stopped`
+            and `restarting` another chief is expected.
         exit_code: The chief's, where it has ended.
         message: Why it failed.
     """
 
     run: str
     goal: str
-    state: State = "running"
+    state: State = "starting"
     exit_code: int = 0
     message: str = ""
 
@@ -73,7 +74,7 @@ def read_status(model_dir: Path) -> Status | None:
 
 
 class StatusFile:
-    """The chief's side: says `running` at once, and how the run ended when the block does.
+    """The chief's side: says how its run goes.
 
     Args:
         model_dir: Model directory, shared by all members.

@@ -2,7 +2,8 @@
 
 import logging
 import os
-from typing import Any, Literal, get_args
+import sys
+from typing import Any
 
 from mlcore.cluster.config import Cluster, StrategyName
 from mlcore.runtime.errors import UsageError
@@ -10,24 +11,38 @@ from mlcore.runtime.extras import require
 
 log = logging.getLogger(__name__)
 
-StrategyChoice = Literal["auto", "one_machine", "multi_worker_mirrored", "parameter_server"]
-
 # A variable below this size stays whole on one parameter server; a larger one is cut into equal parts, one for each.
 # Cutting a small one costs more round trips than it spreads load.
 MIN_SHARD_BYTES = 4 << 20
 
 
-def import_tensorflow() -> Any:
-    """TensorFlow alone, quiet, and told to use Keras 2, since Keras 3 cannot train under parameter servers."""
+def import_tensorflow(*, keras: bool = True) -> Any:
+    """TensorFlow, quiet, and told to use Keras 2, since Keras 3 cannot train under parameter servers.
+
+    Args:
+        keras: Off, Keras is not loaded: a server needs none.
+    """
     os.environ["TF_USE_LEGACY_KERAS"] = "1"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    tensorflow = require("tensorflow", extra="tf")
+    # TensorFlow loads Keras at its import and goes on when it cannot; None in sys.modules says that it cannot.
+    hidden = () if keras else tuple(name for name in ("keras", "tf_keras") if name not in sys.modules)
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        tensorflow = require("tensorflow", extra="tf")
+    finally:
+        for name in hidden:
+            sys.modules.pop(name, None)
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     return tensorflow
 
 
-def choose_strategy(cluster: Cluster | None, choice: StrategyChoice = "auto") -> StrategyName:
+def choose_strategy(cluster: Cluster | None, choice: str = "auto") -> StrategyName:
     """The strategy of a cluster's roles, unless another is asked for.
+
+    Args:
+        cluster: The cluster; None on one machine.
+        choice: auto, multi_worker_mirrored, parameter_server, or any other name for one machine.
 
     Raises:
         UsageError: The cluster does not have the members for the one that is asked for.
@@ -35,12 +50,13 @@ def choose_strategy(cluster: Cluster | None, choice: StrategyChoice = "auto") ->
     natural: StrategyName = "one_machine" if cluster is None else cluster.strategy
     if choice in ("auto", natural):
         return natural
-    assert choice in get_args(StrategyChoice)
     if choice == "parameter_server":
-        raise UsageError("--strategy=parameter_server: the cluster has no ps")
-    if choice == "multi_worker_mirrored" and (cluster is None or len(cluster.of("chief", "worker")) < 2):
-        raise UsageError("--strategy=multi_worker_mirrored: expected a cluster of at least two workers")
-    return choice  # type: ignore[return-value]
+        raise UsageError("--strategy=parameter_server: expected a cluster with workers and ps (TF_CONFIG)")
+    if choice == "multi_worker_mirrored":
+        if cluster is None or len(cluster.of("chief", "worker")) < 2:
+            raise UsageError("--strategy=multi_worker_mirrored: expected a cluster of at least two workers (TF_CONFIG)")
+        return "multi_worker_mirrored"
+    return "one_machine"
 
 
 def _resolver(tf: Any, cluster: Cluster, spec: dict[str, dict[int, str]]) -> Any:

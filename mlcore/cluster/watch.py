@@ -16,6 +16,7 @@ import time
 from mlcore.cluster.config import Cluster
 from mlcore.cluster.peers import trouble_with
 from mlcore.cluster.status import Status
+from mlcore.cluster.timeouts import Timeouts
 from mlcore.runtime.errors import EXIT_BUG, DataError, MlcoreError, RestartError, UsageError
 
 log = logging.getLogger(__name__)
@@ -32,17 +33,14 @@ class Watch:
         cluster: The cluster.
         before: What the model directory said before this member could serve anybody: an end of an earlier run.
         goal: What the job is for (`goal_of`).
-        start_timeout_s: How long to wait for a first chief.
-        chief_timeout_s: How long a chief may be gone.
+        timeouts: `start_timeout_s` to wait for a first chief, `chief_timeout_s` for which it may be gone.
     """
 
-    def __init__(
-        self, cluster: Cluster, before: Status | None, goal: str, start_timeout_s: float, chief_timeout_s: float
-    ) -> None:
+    def __init__(self, cluster: Cluster, before: Status | None, goal: str, timeouts: Timeouts) -> None:
         self._chief = cluster.chief
         self._earlier = before.run if before and before.state in ("done", "failed") else None
         self._done_before = before is not None and before.state == "done" and before.goal == goal
-        self._start_timeout_s, self._chief_timeout_s = start_timeout_s, chief_timeout_s
+        self._timeouts = timeouts
         self._started = self._asked = self._looked = time.monotonic()
         self._gone_s = 0.0
         self._chief_came = False
@@ -50,6 +48,10 @@ class Watch:
     def chief_answers(self) -> bool:
         """Whether the chief's server answers now."""
         return self._chief is not None and trouble_with(self._chief) is None
+
+    def may_read(self, status: Status | None) -> bool:
+        """Whether what is in the model directory is of the chief's present run, or of one that it goes on with."""
+        return status is not None and status.state != "starting" and status.run != self._earlier
 
     def is_over(self, status: Status | None) -> bool:
         """Whether the run is done, given what the chief last said. To be asked every second or so.
@@ -75,7 +77,8 @@ class Watch:
                 self._chief_came, self._gone_s = True, 0.0
         if not self._chief_came and self._done_before and now - self._started >= _LATE_GRACE_S:
             return True
-        if self._gone_s >= (self._chief_timeout_s if self._chief_came else self._start_timeout_s):
+        timeouts = self._timeouts
+        if self._gone_s >= (timeouts.chief_timeout_s if self._chief_came else timeouts.start_timeout_s):
             name = self._chief.name if self._chief else "the chief"
             raise RestartError(f"{name} has not answered for {self._gone_s:.0f} s")
         return False

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlcore.data.records import RecordSet
+from mlcore.detection.metrics import MASK_PREFIX
 from mlcore.detection.model_directory import ModelDirectory
 from mlcore.detection.settings import Settings, configure, describe
 from mlcore.detection.tensorflow import import_tensorflow
@@ -116,6 +117,8 @@ def make_plan(config: ExperimentConfig, records: RecordSet, *, metric: str, pati
     from mlcore.detection.loop import Plan
 
     trainer = config.trainer
+    if metric.startswith(MASK_PREFIX) and not getattr(config.task.model, "include_mask", False):
+        raise UsageError(f"--metric={metric}: this model has no masks; expected a metric of boxes, such as coco_ap")
     eval_interval = trainer.validation_interval if "val" in records.by_split else 0
     if not eval_interval:
         log.info(

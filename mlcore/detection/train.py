@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from mlcore.cluster.config import cluster_from_environment
+from mlcore.cluster.status import goal_of
+from mlcore.cluster.strategy import choose_strategy
+from mlcore.cluster.timeouts import Timeouts
 from mlcore.data.records import RecordSet
 from mlcore.detection.metrics import MASK_PREFIX, SUMMARY
 from mlcore.detection.model_directory import ModelDirectory
@@ -68,15 +72,24 @@ def train(
     eval_interval: Annotated[int, Range(min=0)] | None = None,
     metric: str = "coco_ap",
     patience: Annotated[int, Range(min=0)] = 0,
-    strategy: Literal["auto", "one_device", "mirrored"] = "auto",
+    strategy: Literal["auto", "one_device", "mirrored", "parameter_server"] = "auto",
     seed: Annotated[int, Range(min=0, max=2**31 - 1)] = 0,
     deterministic: bool | None = None,
     overwrite: bool = False,
-) -> TrainResult:
+    start_timeout_s: Annotated[float, Range(min=0)] = 600,
+    chief_timeout_s: Annotated[float, Range(min=0)] = 120,
+    stall_timeout_s: Annotated[float, Range(min=1)] = 30,
+    evaluation_timeout_s: Annotated[float, Range(min=0)] = 600,
+) -> TrainResult | None:
     """Train a detection model on the train split, evaluating it on the val split as it goes.
 
     The same command again goes on from the newest checkpoint, or says that there is nothing left to do. A larger
     --steps trains further.
+
+    With TF_CONFIG in the environment (a TFJob) it is a member of a cluster: the chief trains on the workers through the
+    parameter servers, an evaluator evaluates its checkpoints as they come, and all end when the chief has. A member
+    that should be started again ends with 138. The model directory is the same as on one machine; a run can go on in
+    either.
 
     Args:
         data_dir: Folder of records, the --output-dir of convert.
@@ -109,17 +122,27 @@ def train(
         eval_interval: Steps between two evaluations on the val split; 0: none. Default: the preset's.
         metric: Metric of these evaluations by which the best checkpoint is kept, such as coco_ap, ap50 or ap_small.
         patience: Evaluations without a better metric after which training stops early; 0: never.
-        strategy: auto takes every GPU of the machine, one_device the first (or the CPU), mirrored all devices even
-            where these are logical CPU devices.
+        strategy: auto takes every GPU of the machine, or the workers of the cluster that TF_CONFIG describes;
+            one_device the first GPU (or the CPU), mirrored all devices even where these are logical CPU devices,
+            parameter_server the workers of a cluster.
         seed: Decides initial weights, order and augmentation of the images.
         deterministic: The same seed gives the same model, bit for bit, on the same machine, for a run that was not
             interrupted. Images are then prepared in one thread, so it is off by default where there is a GPU.
         overwrite: Remove what is in --model-dir if it was trained otherwise (other data or settings); without it that
             is an error. A run of the same settings is gone on with in either case.
+        start_timeout_s: In a cluster: seconds to wait for the other members to come up.
+        chief_timeout_s: In a cluster: seconds for which the chief may be gone before the others end with 138.
+        stall_timeout_s: In a cluster: seconds without an answer after which a worker is left out.
+        evaluation_timeout_s: In a cluster: seconds to wait for the evaluator's last evaluation; then the chief makes
+            it.
+
+    Returns:
+        What was made; nothing for members of a cluster that are not its chief.
 
     Raises:
         UsageError: A flag does not fit, or a folder is missing.
         DataError: The model directory holds another run, or the loss is not finite.
+        RestartError: A member of a cluster should be started again.
         Stopped: After SIGTERM or Ctrl-C, once a checkpoint is saved.
     """
     given = locals()
@@ -133,16 +156,39 @@ def train(
         raise UsageError(
             f"--metric={metric}: expected one of {', '.join(SUMMARY)}, or {MASK_PREFIX} before one of them"
         )
+    cluster = cluster_from_environment()
+    choose_strategy(cluster, strategy)
+    timeouts = Timeouts(**{field.name: given[field.name] for field in dataclasses.fields(Timeouts)})
+    goal = goal_of(cluster, step="train", settings=dataclasses.asdict(settings), seed=seed) if cluster else ""
+    if cluster is not None and cluster.role in ("worker", "ps") and not cluster.is_chief:
+        from mlcore.cluster.server import serve
+
+        serve(cluster, model_dir, goal=goal, timeouts=timeouts)
+        return None
     records = RecordSet.open(data_dir)
     records.split("train")
+    if cluster is not None and cluster.role == "evaluator":
+        from mlcore.detection.cluster import evaluate_run
+
+        evaluate_run(cluster, model_dir, records, settings, goal=goal, metric=metric, timeouts=timeouts)
+        return None
     directory = ModelDirectory(
         model_dir,
         parameters={**dataclasses.asdict(settings), "metric": metric, "patience": patience, "seed": seed},
         inputs={"data": records.digest},
         overwrite=overwrite,
     )
-    results = directory.finished()
-    if results is None:
+    results = None if cluster else directory.finished()
+    if results is not None:
+        pass
+    elif cluster is not None:
+        from mlcore.detection.cluster import lead_run
+
+        results = lead_run(
+            cluster, directory, records, settings, goal=goal, metric=metric, patience=patience, seed=seed,
+            timeouts=timeouts,
+        )  # fmt: skip
+    else:
         from mlcore.detection.run import run
 
         results = run(

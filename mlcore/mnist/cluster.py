@@ -43,7 +43,6 @@ def steps_on_workers(
     """
     inputs = [coordinator.per_worker_copy(batches._imgs), coordinator.per_worker_copy(batches._labels)]
 
-    @tf.function(autograph=False)
     def closure(imgs: Any, labels: Any, first: Any, count: Any) -> Any:
         local = copy.copy(batches)
         local._imgs, local._labels = imgs, labels
@@ -54,6 +53,8 @@ def steps_on_workers(
             (first, tf.zeros(3)),
         )[1]
 
+    train = tf.function(closure, autograph=False)
+
     def run_steps(first: int, steps: int) -> npt.NDArray[np.float64]:
         sums = np.zeros(3)
 
@@ -61,7 +62,7 @@ def steps_on_workers(
             nonlocal sums
             sums = sums + np.asarray(result, np.float64)
 
-        coordinator.run(closure, inputs, steps, first=first, steps_per_closure=STEPS_PER_CLOSURE, on_result=add)
+        coordinator.run(train, inputs, steps, first=first, steps_per_closure=STEPS_PER_CLOSURE, on_result=add)
         # What a lost worker had counted was made again elsewhere.
         learner.step.assign(first + steps)
         return sums

@@ -1,16 +1,20 @@
 """A small training program on `mlcore.cluster`: linear regression, the same command line for every member."""
 
 import argparse
+import faulthandler
 import logging
+import signal
 import sys
 from pathlib import Path
 
 from mlcore.cluster.chief import lead
 from mlcore.cluster.config import Cluster, cluster_from_environment
 from mlcore.cluster.evaluation import evaluate_continuously
+from mlcore.cluster.saving import trace_saving
 from mlcore.cluster.server import serve
 from mlcore.cluster.status import goal_of
 from mlcore.cluster.strategy import import_tensorflow
+from mlcore.cluster.timeouts import Timeouts
 from mlcore.runtime import logs
 from mlcore.runtime.errors import MlcoreError, Stopped
 from mlcore.runtime.signals import raise_on_stop, stop_flag
@@ -35,24 +39,28 @@ def dataset(tf, context, generation):
     return tf.data.Dataset.counter().map(lambda number: example(tf.cast(number, tf.int64)))
 
 
+def timeouts_of(options: argparse.Namespace) -> Timeouts:
+    return Timeouts(
+        start_timeout_s=options.start,
+        chief_timeout_s=options.gone,
+        stall_timeout_s=options.stall,
+        evaluation_timeout_s=60,
+    )
+
+
 def train(cluster: Cluster, options: argparse.Namespace, goal: str) -> None:
     with (
         stop_flag() as stop,
-        lead(
-            cluster,
-            options.model_dir,
-            goal=goal,
-            stop=stop,
-            stall_timeout_s=options.stall,
-            start_timeout_s=options.start,
-        ) as chief,
+        lead(cluster, options.model_dir, goal=goal, stop=stop, timeouts=timeouts_of(options)) as chief,
     ):
+        chief.begin()
         coordinator = chief.connect()
         tf = import_tensorflow()
         with coordinator.strategy.scope():
             weights = tf.Variable(tf.zeros([SIZE]), name="weights")
             step = tf.Variable(0, dtype=tf.int64, name="step", trainable=False)
         checkpoint = tf.train.Checkpoint(weights=weights, step=step)
+        trace_saving(checkpoint)
         if (last := newest(options.model_dir)) is not None:
             checkpoint.read(str(options.model_dir / f"ckpt-{last}")).assert_consumed()
             log.info("resumed at step %d", step.numpy())
@@ -77,7 +85,7 @@ def train(cluster: Cluster, options: argparse.Namespace, goal: str) -> None:
         iterator = coordinator.per_worker_iterator(lambda context, generation: dataset(tf, context, generation))
         losses = []
         while step.numpy() < options.steps:
-            due = min(options.checkpoint_every, options.steps - step.numpy())
+            due = min(options.checkpoint_every, options.steps - int(step.numpy()))
             coordinator.run(
                 steps, [iterator], due, steps_per_closure=5, stop=stop, on_result=lambda _, loss: losses.append(loss)
             )
@@ -86,7 +94,7 @@ def train(cluster: Cluster, options: argparse.Namespace, goal: str) -> None:
             if stop.is_set():
                 raise stop.error()
         chief.disconnect()
-        chief.wait_for_evaluation(int(step.numpy()), 60)
+        chief.wait_for_evaluation(int(step.numpy()))
         print(f"loss={losses[-1]:.6f} step={step.numpy()}", flush=True)
 
 
@@ -105,7 +113,7 @@ def evaluate(cluster: Cluster, options: argparse.Namespace, goal: str) -> None:
     with stop_flag() as stop:
         evaluate_continuously(
             cluster, options.model_dir, goal=goal, newest=lambda: newest(options.model_dir), evaluate=one, stop=stop,
-            start_timeout_s=options.start, chief_timeout_s=options.gone,
+            timeouts=timeouts_of(options),
         )  # fmt: skip
 
 
@@ -119,6 +127,7 @@ def main() -> int:
     parser.add_argument("--gone", type=float, default=15)
     parser.add_argument("--start", type=float, default=120)
     options = parser.parse_args()
+    faulthandler.register(signal.SIGUSR1)  # where a process hangs
     logs.configure()
     raise_on_stop()
     try:
@@ -126,7 +135,7 @@ def main() -> int:
         assert cluster is not None
         goal = goal_of(cluster, steps=options.steps)
         if cluster.role in ("worker", "ps"):
-            serve(cluster, options.model_dir, goal=goal, start_timeout_s=options.start, chief_timeout_s=options.gone)
+            serve(cluster, options.model_dir, goal=goal, timeouts=timeouts_of(options))
         elif cluster.role == "evaluator":
             evaluate(cluster, options, goal)
         else:

@@ -81,8 +81,8 @@ def test_roles_decide_on_the_strategy():
     assert parse_tf_config(config({"chief": ["a:1"], "evaluator": ["b:1"]}, "chief")).strategy == "one_machine"
     cluster = parse_tf_config(config({"worker": ["a:1", "b:1"]}))
     assert cluster.is_chief
-    assert choose_strategy(cluster, "one_machine") == "one_machine"
-    with pytest.raises(UsageError, match="--strategy=parameter_server: the cluster has no ps"):
+    assert choose_strategy(cluster, "one_device") == "one_machine"
+    with pytest.raises(UsageError, match="--strategy=parameter_server: expected a cluster with workers and ps"):
         choose_strategy(cluster, "parameter_server")
     with pytest.raises(UsageError, match="at least two workers"):
         choose_strategy(None, "multi_worker_mirrored")

@@ -94,6 +94,16 @@ def test_own_port_is_waited_for_and_taken_for_good_means_start_again():
         wait_for_own_port(member(port), 20)
 
 
+def test_presence_answers_until_it_is_closed_and_then_frees_the_port():
+    (port,) = free_ports(1)
+    presence = peers.Presence(member(port))
+    for _ in range(20):
+        assert trouble_with(member(port)) is None
+    presence.close()
+    wait_for_own_port(member(port), 0)
+    assert trouble_with(member(port)) == peers.REFUSED
+
+
 def test_guard_notices_a_lost_parameter_server_and_a_silent_worker(server, stopped_server, monkeypatch):
     monkeypatch.setattr(peers, "PROBE_TIMEOUT_S", 0.2)
     (closed,) = free_ports(1)

@@ -1,5 +1,7 @@
 """What members tell each other through the model directory, and when a member's work is over."""
 
+import time
+
 import grpc
 import pytest
 
@@ -8,6 +10,7 @@ from mlcore.cluster.config import Member, parse_tf_config
 from mlcore.cluster.evaluation import Evaluation, read_evaluation, wait_for_evaluation, write_evaluation
 from mlcore.cluster.leaving import announce_leaving, let_go, return_to_work, was_let_go, who_is_leaving
 from mlcore.cluster.status import StatusFile, goal_of, read_status
+from mlcore.cluster.timeouts import Timeouts
 from mlcore.cluster.watch import Watch
 from mlcore.runtime.errors import DataError, MlcoreError, RestartError, Stopped
 
@@ -23,7 +26,7 @@ def cluster():
 
 
 def watch(cluster, folder, goal="g", start=100.0, gone=100.0):
-    return Watch(cluster, read_status(folder), goal, start, gone)
+    return Watch(cluster, read_status(folder), goal, Timeouts(start_timeout_s=start, chief_timeout_s=gone))
 
 
 def test_run_that_is_done_ends_the_others(cluster, tmp_path):
@@ -88,11 +91,13 @@ def test_chief_that_is_gone_means_start_again(tmp_path, monkeypatch):
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     cluster = parse_tf_config(TF_CONFIG.replace("127.0.0.1:1", f"127.0.0.1:{port}"))
-    waiting = watch(cluster, tmp_path, gone=0.0)
-    monkeypatch.setattr(waiting, "_chief_timeout_s", 100.0)
+    waiting = watch(cluster, tmp_path, gone=0.3)
     assert not waiting.is_over(None)
     server.stop(None).wait()
-    monkeypatch.setattr(waiting, "_chief_timeout_s", 0.0)
+    monkeypatch.setattr(watch_module, "_PROBE_INTERVAL_S", 0.2)
+    time.sleep(0.2)
+    assert not waiting.is_over(None)
+    time.sleep(0.2)
     with pytest.raises(RestartError, match="has not answered"):
         waiting.is_over(None)
 
