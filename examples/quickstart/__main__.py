@@ -19,11 +19,12 @@ from examples.quickstart.chain import Chain, StepFailed, bold, say
 from examples.quickstart.report import Places, write_report
 from mlcore.runtime import logs
 from mlcore.runtime.errors import MlcoreError, Stopped, UsageError
-from mlcore.runtime.outputs import OutputDirectory, file_digest
+from mlcore.runtime.outputs import OutputDirectory, atomic_file, file_digest
 from mlcore.runtime.signals import raise_on_stop
 
 ARCHIVE = "shapes.tar.gz"
 SETTINGS = "quickstart.json"
+SECONDS = "seconds.json"
 
 
 def parse() -> argparse.Namespace:
@@ -36,7 +37,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--val", type=int, default=40, help="pictures to choose a checkpoint by (default: 40)")
     parser.add_argument("--test", type=int, default=100, help="held-out pictures (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other pictures (default: 0)")
-    parser.add_argument("--steps", type=int, default=700, help="training steps (default: 700)")
+    parser.add_argument("--steps", type=int, default=900, help="training steps (default: 900)")
     parser.add_argument("--min-ap50", type=float, default=0.90, help="fail below it (default: 0.90)")
     parser.add_argument("--overwrite", action="store_true", help="start over, whatever is in the output directory")
     return parser.parse_args()
@@ -113,13 +114,24 @@ def run_steps(arguments: argparse.Namespace) -> int:
         "model": exported["path"],
     }
     with steps.timed("report"):
-        write_report(root / "report.html", places, facts=facts, metrics=metrics, seconds=steps.seconds)
+        seconds = longest(root / SECONDS, steps.seconds)
+        facts_then = facts | {"seconds": round(sum(seconds.values()))}
+        write_report(root / "report.html", places, facts=facts_then, metrics=metrics, seconds=seconds)
     facts["seconds"] = round(time.monotonic() - started)
     print_table(facts, steps.seconds, root / "report.html")
     if facts["AP50"] < arguments.min_ap50:
         say(f"quickstart: error: AP50 is {facts['AP50']:.4f}, expected at least {arguments.min_ap50:g}")
         return 1
     return 0
+
+
+def longest(file: Path, seconds: dict[str, float]) -> dict[str, float]:
+    """The seconds of the run that did the work of each step: another run only finds that it is done."""
+    before = json.loads(file.read_text()) if file.is_file() else {}
+    merged = {step: max(taken, before.get(step, 0.0)) for step, taken in seconds.items()}
+    with atomic_file(file) as temporary:
+        temporary.write_text(json.dumps(merged, indent=1) + "\n")
+    return merged
 
 
 def print_table(facts: dict[str, Any], seconds: dict[str, float], report: Path) -> None:

@@ -127,7 +127,7 @@ def beside_truth(
         both = Image.new("RGB", (2 * known.width + 8, known.height), "white")
         both.paste(known, (0, 0))
         both.paste(found, (known.width + 8, 0))
-        yield both, f"{name}: {len(truth[name])} shapes, {len(by_name[name]['detections'])} found"
+        yield both, f"{name}: {len(truth[name])} there, {len(by_name[name]['detections'])} found"
 
 
 def found_boxes(image: Mapping[str, Any]) -> list[DrawnBox]:
@@ -175,7 +175,7 @@ def read_scalars(model: Path) -> tuple[Series, Series]:
             if tag in tags
         }
 
-    losses = {"total_loss": "total", "cls_loss": "class", "box_loss": "box"}
+    losses = {"total_loss": "total", "cls_loss": "class"}
     return chosen("train", losses), chosen("validation", {"coco_ap": "AP", "ap50": "AP50"})
 
 
