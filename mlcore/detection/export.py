@@ -276,7 +276,7 @@ def write_card(
         "classes": {str(number): name for number, name in chosen.classes.items()},
         "input_size": list(functions.input_size),
         "signatures": describe_signatures(functions),
-        "training_data": description.get("data"),
+        "training_data": {name: value for name, value in (description.get("data") or {}).items() if name != "path"},
         "metrics": known_metrics(chosen),
         "verification": asdict(agreement),
         "weights": int(sum(np.prod(variable.shape) for variable in model.variables)),
