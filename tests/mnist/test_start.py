@@ -41,7 +41,7 @@ def test_wrong_parameter_is_named_at_once(small_mnist, tmp_path, parameters, mes
 
 def test_model_directory_of_something_else_is_left_alone(small_mnist, tmp_path, capsys):
     (tmp_path / "ckpt-1.index").write_bytes(b"of another program")
-    arguments = [f"--data-dir={small_mnist}", f"--model-dir={tmp_path}"]
+    arguments = [f"--data-dir={small_mnist}", f"--model-dir={tmp_path}", "--validation-size=100"]
     assert cli.main(["mnist-train", *arguments]) == 65
     assert "holds ckpt-1.index, but no run.json" in capsys.readouterr().err
     assert (tmp_path / "ckpt-1.index").read_bytes() == b"of another program"

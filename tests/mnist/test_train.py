@@ -166,7 +166,7 @@ def test_again_more_steps_and_other_parameters(small_mnist, tmp_path):
     assert (more.version, more.steps) == (2, 40)
     with pytest.raises(DataError, match=r"--seed 1, now 7; name another --model-dir or pass --overwrite=true"):
         mnist_train(**settings, steps=40, seed=7)
-    with pytest.raises(UsageError, match="--steps=30: .* has a checkpoint of step 40"):
+    with pytest.raises(UsageError, match=r"--steps=30: .* has a checkpoint of step 40"):
         mnist_train(**settings, steps=30)
     anew = mnist_train(**settings, steps=20, seed=7, overwrite=True)
     assert (anew.version, anew.steps) == (3, 20)
@@ -175,7 +175,7 @@ def test_again_more_steps_and_other_parameters(small_mnist, tmp_path):
 
 def test_loss_beyond_all_numbers_is_the_learning_rates_fault(small_mnist, tmp_path):
     settings = {"data_dir": small_mnist, "model_dir": tmp_path, **SETTINGS}
-    with pytest.raises(UsageError, match="--learning-rate=1e\\+30: the loss is (nan|inf) after step"):
+    with pytest.raises(UsageError, match=r"--learning-rate=1e\+30: the loss is (nan|inf) after step"):
         mnist_train(**settings, steps=50, learning_rate=1e30, optimizer="sgd")
     assert not list(tmp_path.glob("ckpt-*"))
 
