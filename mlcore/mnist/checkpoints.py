@@ -50,7 +50,8 @@ class Checkpoints:
             path = self._model_dir / f"{_NAME}-{step}"
             try:
                 self._checkpoint.restore(str(path)).assert_consumed()
-            except (tf.errors.OpError, ValueError, AssertionError) as error:
+            except (tf.errors.OpError, ValueError, AssertionError, IndexError, RuntimeError) as error:
+                # A file that is cut off is an IndexError to TensorFlow, tensors that do not fit are the others.
                 reasons.append(f"{path.name}: {str(error).strip().splitlines()[0]}")
                 log.warning("%s cannot be read (%s)", path, reasons[-1].partition(": ")[2])
                 continue
