@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlcore.detection.checkpoints import PREFIX, fault_of, list_checkpoints
+from mlcore.detection.checkpoints import PREFIX, fault_of, list_checkpoints, newest_good
 from mlcore.detection.experiment import build_model, build_task, set_precision
 from mlcore.detection.input import RECORD
 from mlcore.detection.tensorflow import import_tensorflow
@@ -126,6 +126,12 @@ class Trainer:
         prefix = self.config.task.init_checkpoint
         if not prefix:
             return
+        if Path(prefix).is_dir():
+            newest = newest_good(Path(prefix))
+            prefix = str(newest[1]) if newest else tf.train.latest_checkpoint(prefix)
+            if prefix is None:
+                raise UsageError(f"--init-checkpoint={self.config.task.init_checkpoint}: holds no whole checkpoint")
+            self.config.task.init_checkpoint = prefix
         try:
             self.task.initialize(self.model)
         except (tf.errors.OpError, AssertionError, ValueError, AttributeError, RuntimeError, IndexError) as error:
