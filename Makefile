@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header
 
-.PHONY: help install quickstart test test-fast lint format lock steps images sizes docker-quickstart sbom clean
+.PHONY: help install quickstart mnist test test-fast lint format lock steps images sizes docker-quickstart sbom clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -20,6 +20,9 @@ install: $(BIN)/mlcore  ## make .venv with everything for development
 
 quickstart: install  ## the whole chain on a generated data set, with a report
 	$(BIN)/python -m examples.quickstart
+
+mnist: install  ## the MNIST line: download, train, export, evaluate, with a report
+	$(BIN)/python -m examples.mnist
 
 test: install lint  ## all checks and tests
 	$(BIN)/pytest

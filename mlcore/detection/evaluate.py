@@ -26,7 +26,27 @@ EVALUATIONS = "evaluation"  # folder in a model directory: one folder in it for 
 class EvaluateResult:
     """What was measured; None where there is nothing to measure, such as objects of a size that do not occur.
 
-    Names follow `mlcore.detection.metrics`: `coco_ap` is COCO's AP, the mean over IoU .50:.95.
+    Names follow `mlcore.detection.metrics`. IoU is the overlap of a predicted box with the true one.
+
+    Attributes:
+        images: Images of the split, all of them.
+        objects: True boxes in them.
+        coco_ap: COCO's AP: the mean over IoU .50, .55 to .95 and over the classes.
+        ap50: AP at IoU .50, which PASCAL VOC uses.
+        ap75: AP at IoU .75.
+        ap_small: AP of objects below 32 x 32 pixels.
+        ap_medium: AP of objects from 32 x 32 to 96 x 96 pixels.
+        ap_large: AP of objects above 96 x 96 pixels.
+        ar_1_detection: Average recall with the best detection of each image.
+        ar_10_detections: Average recall with the ten best.
+        ar_100_detections: Average recall with the hundred best.
+        ar_small: Average recall of small objects.
+        ar_medium: Average recall of medium objects.
+        ar_large: Average recall of large objects.
+        mask_coco_ap: AP of masks, where the model has them.
+        mask_ap50: AP of masks at IoU .50.
+        mask_ap75: AP of masks at IoU .75.
+        output_dir: Where metrics.json is, if it was written.
     """
 
     images: int

@@ -1,4 +1,4 @@
-"""The container entry point of the step `mnist-download`."""
+"""Entry point of the mnist-download image."""
 
 from mlcore.cli import run_step
 

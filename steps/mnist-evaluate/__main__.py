@@ -1,4 +1,4 @@
-"""The container entry point of the step `mnist-evaluate`."""
+"""Entry point of the mnist-evaluate image."""
 
 from mlcore.cli import run_step
 

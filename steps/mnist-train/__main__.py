@@ -1,4 +1,4 @@
-"""The container entry point of the step `mnist-train`."""
+"""Entry point of the mnist-train image."""
 
 from mlcore.cli import run_step
 
