@@ -2,8 +2,8 @@
 
     python benchmarks/train.py --data-dir=records [--steps=60] [--rounds=3]
 
-Prints, of each and as ratios (ours / theirs): seconds from the start of the process to the end of the first step, steps a
-second after it, and CPU seconds a step. Records are those of `mlcore convert`.
+Prints, of each and as ratios (ours / theirs): seconds from the start of the process to the end of the first step, steps
+a second after it, and CPU seconds a step. Records are those of `mlcore convert`.
 """
 
 import argparse
