@@ -101,7 +101,7 @@ def run_steps(arguments: argparse.Namespace) -> int:
     )
     steps.run(
         "predict", f"--model={root}/export", f"--input={places.raw}/JPEGImages/test_*.jpg",
-        f"--output-dir={places.predictions}",
+        f"--output-dir={places.predictions}", "--min-score=0.4",
     )  # fmt: skip
 
     facts = {
