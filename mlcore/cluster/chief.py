@@ -1,7 +1,10 @@
 """The life of the chief: say that the run is on, connect to the servers, train, and say how it ended."""
 
+import atexit
 import contextlib
 import logging
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,9 +12,9 @@ from mlcore.cluster.config import Cluster
 from mlcore.cluster.coordinator import Coordinator
 from mlcore.cluster.evaluation import Evaluation, wait_for_evaluation
 from mlcore.cluster.guard import PeerGuard
-from mlcore.cluster.peers import Presence, wait_for_own_port, wait_for_peers
+from mlcore.cluster.peers import Presence, describe, troubles_with, wait_for_own_port, wait_for_peers
 from mlcore.cluster.server import OWN_PORT_TIMEOUT_S
-from mlcore.cluster.status import StatusFile
+from mlcore.cluster.status import StatusFile, exit_code_of
 from mlcore.cluster.strategy import import_tensorflow, parameter_server_strategy
 from mlcore.cluster.timeouts import Timeouts
 from mlcore.runtime.errors import RestartError, Stopped, UsageError
@@ -20,6 +23,8 @@ from mlcore.runtime.signals import StopFlag
 log = logging.getLogger(__name__)
 
 _CONNECT_TIMEOUT_S = 180.0
+# Coordinators wait for all members when they are collected, so they never are.
+_KEPT: list[Coordinator] = []
 
 
 class Chief:
@@ -57,6 +62,7 @@ class Chief:
         self.coordinator = Coordinator(
             strategy, self.cluster, self.guard, self._model_dir, self._timeouts.stall_timeout_s
         )
+        _KEPT.append(self.coordinator)
         return self.coordinator
 
     def disconnect(self) -> None:
@@ -67,6 +73,12 @@ class Chief:
         """Watch nobody, and free the port."""
         self.guard.stop()
         self._presence.close()
+
+    def leave(self, exit_code: int) -> None:
+        """Where a member does not answer, TensorFlow's own end of the process would wait for it: forgo that."""
+        if self.coordinator is not None and (troubles := troubles_with(self.cluster.of("ps", "worker"))):
+            log.debug("the process will end without TensorFlow's clean-up: %s", describe(troubles))
+            atexit.register(_end_process, exit_code)
 
     def wait_for_evaluation(self, step: int) -> Evaluation | None:
         """The evaluator's metrics of the last checkpoint; None where there is no evaluator or it does not deliver."""
@@ -109,14 +121,23 @@ def lead(
     try:
         yield chief
         status.say("done")
+        chief.leave(0)
     except BaseException as error:
         meaning = _meaning(error, chief)
         status.say_error(meaning)
+        chief.leave(exit_code_of(meaning))
         if meaning is error:
             raise
         raise meaning from error
     finally:
         chief.close()
+
+
+def _end_process(exit_code: int) -> None:
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 def _meaning(error: BaseException, chief: Chief) -> BaseException:

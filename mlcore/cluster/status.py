@@ -73,6 +73,11 @@ def read_status(model_dir: Path) -> Status | None:
         return None
 
 
+def exit_code_of(error: BaseException) -> int:
+    """With which code an error ends a step."""
+    return error.exit_code if isinstance(error, MlcoreError | Stopped) else EXIT_BUG
+
+
 class StatusFile:
     """The chief's side: says how its run goes.
 
@@ -97,13 +102,12 @@ class StatusFile:
 
     def say_error(self, error: BaseException) -> None:
         """Write how an error ends the run; a directory that cannot be written is only logged here."""
-        code = error.exit_code if isinstance(error, MlcoreError | Stopped) else EXIT_BUG
         state: State = "failed"
         if isinstance(error, Stopped):
             state = "stopped"
         elif isinstance(error, RestartError):
             state = "restarting"
         with contextlib.suppress(OSError):
-            self.say(state, code, " ".join(str(error).split())[:500])
+            self.say(state, exit_code_of(error), " ".join(str(error).split())[:500])
             return
         log.warning("%s cannot be written: the other members end when they miss the chief", self._path)

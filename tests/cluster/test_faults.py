@@ -173,3 +173,18 @@ def test_worker_on_sigterm_drains_and_ends_with_143(small_cluster):
     assert set(cluster.wait_all(150).values()) == {0}
     assert saved_steps(cluster)[-1] == 800  # no closure was cut, so none was made twice
     assert shares(cluster.log("chief-0"))["worker 0"] > left["worker 0"] + 50
+
+
+def test_slow_worker_does_not_slow_the_others(small_cluster):
+    cluster = small_cluster("--steps=600", *SLOW, evaluator=False, ps=1)
+    cluster.start()
+    cluster.wait_for_log("chief-0", "saved step 40")
+    while cluster.processes["chief-0"].poll() is None:  # runs for a seventh of the time
+        cluster.send("worker-1", signal.SIGSTOP)
+        time.sleep(0.3)
+        cluster.send("worker-1", signal.SIGCONT)
+        time.sleep(0.05)
+    assert set(cluster.wait_all(20).values()) == {0}
+    assert "going on without" not in cluster.log("chief-0")
+    done = shares(cluster.log("chief-0"))
+    assert done["worker 0"] > 2 * done["worker 1"] > 0
