@@ -55,11 +55,13 @@ def test_the_light_and_tf_groups_share_out_the_steps(bake, project):
             assert any(name in versions(file) for name in TENSORFLOW) is expected
 
 
-def test_variables_reach_names_labels_base_platforms_and_caches(bake):
+def test_variables_reach_names_labels_base_platforms_and_caches(bake, tmp_path):
+    pip_config = tmp_path / "pip.conf"
+    pip_config.write_text("[global]\n")
     target = bake(
         "train", REGISTRY="registry.example.org/ml", TAG="1.2.0", VERSION="1.2.0", REVISION="abc",
         PYTHON_IMAGE="python:3.11-slim-bookworm@sha256:" + 64 * "0", PLATFORMS="linux/amd64,linux/arm64",
-        CACHE_FROM="type=registry,ref=x", CACHE_TO="type=inline", ATTEST="true", PIP_CONFIG="pip.conf",
+        CACHE_FROM="type=registry,ref=x", CACHE_TO="type=inline", ATTEST="true", PIP_CONFIG=str(pip_config),
     )["train"]  # fmt: skip
     assert target["tags"] == ["registry.example.org/ml/train:1.2.0"]
     assert target["labels"]["org.opencontainers.image.version"] == "1.2.0"
@@ -68,7 +70,7 @@ def test_variables_reach_names_labels_base_platforms_and_caches(bake):
     assert target["platforms"] == ["linux/amd64", "linux/arm64"]
     assert target["cache-from"] and target["cache-to"]
     assert len(target["attest"]) == 2
-    assert target["secret"] == ["id=pip_config,src=pip.conf"]
+    assert target["secret"] == [f"id=pip_config,src={pip_config}"]
 
 
 def test_plain_builds_ask_for_nothing_that_the_local_builder_lacks(bake):
