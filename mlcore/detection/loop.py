@@ -15,9 +15,10 @@ from mlcore.detection.checkpoints import Best, find_checkpoint, list_checkpoints
 from mlcore.detection.input import describe_record
 from mlcore.detection.runner import NonFinite, StepRunner, Window
 from mlcore.detection.summaries import Summaries
+from mlcore.detection.tensorflow import import_tensorflow
 from mlcore.detection.trainer import TOTAL_LOSS, Trainer, checkpoint_manager
 from mlcore.detection.validation import Evaluate, Validation
-from mlcore.runtime.errors import DataError
+from mlcore.runtime.errors import DataError, UsageError
 from mlcore.runtime.progress import Progress
 from mlcore.runtime.results import print_metrics
 from mlcore.runtime.signals import StopFlag, stop_flag
@@ -117,6 +118,7 @@ class TrainingLoop:
 
         Raises:
             DataError: A loss, or the weights, are not finite.
+            UsageError: A checkpoint cannot be written.
             Stopped: After SIGTERM or Ctrl-C, once a checkpoint is saved.
         """
         with (
@@ -177,7 +179,13 @@ class TrainingLoop:
         if not self.trainer.weights_are_finite():
             self._fail(NonFinite(step, math.nan, ()))
         if step not in list_checkpoints(self.model_dir):
-            self._manager.save(checkpoint_number=step)
+            try:
+                self._manager.save(checkpoint_number=step)
+            except import_tensorflow().errors.OpError as error:
+                raise UsageError(
+                    f"--model-dir={self.model_dir}: the checkpoint of step {step} cannot be written "
+                    f"({str(error).strip().splitlines()[0]}); what was saved before is whole"
+                ) from error
             log.info("saved %s", self.model_dir / f"ckpt-{step}")
 
     def _validate(self, step: int) -> None:
