@@ -25,6 +25,7 @@ from mlcore.data.irregularities import (
     write_rejects,
 )  # fmt: skip
 from mlcore.data.label_map import build_label_map, write_label_map
+from mlcore.data.memory import collector_paused, exit_without_collecting
 from mlcore.data.plan import Decisions, Evidence, Job, Orientation, ShardResult
 from mlcore.data.records import LABEL_MAP, REJECTS, SPLITS
 from mlcore.data.shards import Converter
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 Shard = tuple[str, int]
 
 
+@collector_paused()
 def plan(
     source: Source, *, shards: int, seed: int, keep_empty: bool, keep_difficult: bool, orientation: Orientation,
     verify_images: bool,
@@ -92,6 +94,7 @@ class Conversion:
         Raises:
             TransientError: A worker process was killed, or the disk is full.
         """
+        exit_without_collecting()
         mine = set(shards)
         count = self.workers or len(os.sched_getaffinity(0))
         # The largest first, and those to be converted before those that are only scanned, so that the work is even.

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _PICTURES = 12
-_PICTURE_WIDTH = 320
+_PICTURE_WIDTH = 250  # half of a common width: decoded at half size, no more work
+_LINE = 2
 _COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#800000")
 
 
@@ -122,13 +123,12 @@ def _annotated(shards: Sequence[Path], names: Mapping[int, str]) -> Iterator[tup
 
 
 def _draw(features: Mapping[str, Any], names: Mapping[int, str]) -> tuple["Image.Image", str]:
-    from PIL import Image, ImageDraw
+    from PIL import Image
 
     image = Image.open(BytesIO(features["image/encoded"][0]))
-    width, height = _PICTURE_WIDTH, max(1, round(_PICTURE_WIDTH * image.height / image.width))
+    width, height = _PICTURE_WIDTH, max(1, _PICTURE_WIDTH * image.height // image.width)
     image.draft("RGB", (width, height))  # a JPEG is decoded at a fraction of its size, which is several times faster
     picture = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-    draw = ImageDraw.Draw(picture)
     sides = ("xmin", "ymin", "xmax", "ymax")
     corners = zip(*(features[f"image/object/bbox/{side}"] for side in sides), strict=True)
     labels = features["image/object/class/label"]
@@ -138,9 +138,15 @@ def _draw(features: Mapping[str, Any], names: Mapping[int, str]) -> tuple["Image
         if number < len(masks):
             mask = Image.open(BytesIO(masks[number])).resize((width, height), Image.Resampling.NEAREST)
             picture.paste(colour, mask=Image.eval(mask.convert("RGB").getchannel(0), lambda value: 110 * (value > 0)))
-        draw.rectangle(
-            (box[0] * width, box[1] * height, box[2] * width - 1, box[3] * height - 1), outline=colour, width=2
-        )
+        left, right = round(box[0] * width), max(round(box[2] * width), round(box[0] * width) + 1)
+        top, bottom = round(box[1] * height), max(round(box[3] * height), round(box[1] * height) + 1)
+        for edge in (  # not ImageDraw, which loads fonts
+            (left, top, right, min(top + _LINE, bottom)),
+            (left, max(bottom - _LINE, top), right, bottom),
+            (left, top, min(left + _LINE, right), bottom),
+            (max(right - _LINE, left), top, right, bottom),
+        ):
+            picture.paste(colour, edge)
     counts = Counter(names[label] for label in labels)
     told = ", ".join(f"{count} {name}" if count > 1 else name for name, count in sorted(counts.items())) or "no object"
     return picture, f"{features['image/filename'][0].decode(errors='replace')}: {told}"

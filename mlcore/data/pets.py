@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from mlcore.data.irregularities import Irregularity
+from mlcore.data.memory import collector_paused
 from mlcore.data.sources import (
     Folder,
     Item,
@@ -41,6 +42,7 @@ def matches(folder: Path) -> bool:
     return (folder / "images").is_dir() and any((annotations / part).is_dir() for part in parts)
 
 
+@collector_paused()
 def read_source(root: Path, rules: SplitRules, target: Literal["heads", "bodies"]) -> Source:
     """The Pets data set in `root`.
 
@@ -50,8 +52,8 @@ def read_source(root: Path, rules: SplitRules, target: Literal["heads", "bodies"
     kind, extension = ("xmls", ".xml") if target == "heads" else ("trimaps", ".png")
     images = Folder.read(root, "images")
     annotations = Folder.read(root, f"annotations/{kind}")
-    lists = Folder.read(root, "annotations")
-    lists.files = {name: status for name, status in lists.files.items() if "/" not in name and name.endswith(".txt")}
+    lists = Folder.read(root, "annotations", deep=False)
+    lists.files = {name: status for name, status in lists.files.items() if name.endswith(".txt")}
     annotation_of = {name[: -len(extension)]: name for name in annotations.files if name.lower().endswith(extension)}
     if not annotation_of:
         other = "bodies" if target == "heads" else "heads"

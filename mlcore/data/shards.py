@@ -12,13 +12,14 @@ from mlcore.data import example, images, voc
 from mlcore.data.boxes import Box
 from mlcore.data.images import Header, ImageError
 from mlcore.data.irregularities import Irregularity
-from mlcore.data.memory import keep_freed_memory
+from mlcore.data.memory import collector_paused, keep_freed_memory
 from mlcore.data.plan import Decisions, Evidence, Job, ShardResult
 from mlcore.data.records import shard_name
 from mlcore.data.sources import Item, split_extension
 from mlcore.data.tfrecord import TFRecordWriter
 
 _PROGRESS_EVERY = 32
+_READ_BYTES = 1 << 20
 _MAX_KEPT = 100_000  # parsed annotations that one process keeps in memory between the two rounds
 _FITS_WITHIN = 1.5  # pixels: a box may lie this far outside and still be of this image (a count from 0 or 1, rounding)
 
@@ -58,6 +59,7 @@ class Converter:
         self._decisions = Decisions({}, True)
         self._result = ShardResult("", 0, "")
 
+    @collector_paused()
     def scan(self, split: str, index: int, keep: bool, report: Callable[[int], None]) -> Evidence:
         """Read the annotations of a shard; remember them if it will be converted here too."""
         evidence = Evidence()
@@ -106,8 +108,15 @@ class Converter:
         self._result.found.append(Irregularity(file, reason, detail))
 
     def _read(self, name: str) -> bytes:
-        with open(f"{self._root}/{name}", "rb", buffering=0) as file:  # noqa: PTH123 - half the time of Path.read_bytes
-            return file.read()
+        descriptor = os.open(f"{self._root}/{name}", os.O_RDONLY)  # a third of the time of Path.read_bytes
+        try:
+            size = os.fstat(descriptor).st_size
+            data = os.read(descriptor, size + 1)
+            while chunk := os.read(descriptor, _READ_BYTES) if len(data) != size else b"":
+                data += chunk
+            return data
+        finally:
+            os.close(descriptor)
 
     def _annotation(self, item: Item) -> voc.VocAnnotation:
         annotation = self._kept.pop(item.name, None)

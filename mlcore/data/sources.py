@@ -64,10 +64,10 @@ class Folder:
     files: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, root: Path, name: str) -> "Folder":
-        """List `root`/`name` with all folders below it; empty where there is none."""
+    def read(cls, root: Path, name: str, *, deep: bool = True) -> "Folder":
+        """List `root`/`name`, with all folders below it unless told otherwise; empty where there is none."""
         folder = cls(f"{name}/" if name else "")
-        _walk(os.fspath(root / name), "", folder.files)
+        _walk(os.fspath(root / name), "", folder.files, deep)
         return folder
 
     def by_stem(self, extensions: Iterable[str]) -> dict[str, list[str]]:
@@ -84,7 +84,7 @@ class Folder:
         return stems
 
 
-def _walk(path: str, prefix: str, files: dict[str, tuple[int, int]]) -> None:
+def _walk(path: str, prefix: str, files: dict[str, tuple[int, int]], deep: bool) -> None:
     try:
         entries = sorted(os.scandir(path), key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
@@ -93,7 +93,8 @@ def _walk(path: str, prefix: str, files: dict[str, tuple[int, int]]) -> None:
         if entry.name.startswith("."):  # also macOS's ._* doubles, which the Pets archives hold
             continue
         if entry.is_dir():
-            _walk(entry.path, f"{prefix}{entry.name}/", files)
+            if deep:
+                _walk(entry.path, f"{prefix}{entry.name}/", files, deep)
         elif entry.is_file():
             status = entry.stat()
             files[prefix + entry.name] = (status.st_size, status.st_mtime_ns)

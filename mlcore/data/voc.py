@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlcore.data.irregularities import Irregularity
+from mlcore.data.memory import collector_paused
 from mlcore.data.sources import (
     Folder,
     Item,
@@ -218,6 +219,7 @@ def find_folders(folder: Path) -> tuple[str, str] | None:
     return images, annotations
 
 
+@collector_paused()
 def read_source(root: Path, rules: SplitRules) -> Source:
     """The VOC data set in `root`."""
     folders = find_folders(root)
