@@ -62,7 +62,11 @@ def steps_on_workers(
             nonlocal sums
             sums = sums + np.asarray(result, np.float64)
 
-        coordinator.run(train, inputs, steps, first=first, steps_per_closure=STEPS_PER_CLOSURE, on_result=add)
+        # As many closures for each worker, so that none waits for another's last one.
+        workers = len(coordinator.workers)
+        rounds = max(1, round(steps / (workers * STEPS_PER_CLOSURE)))
+        size = -(-steps // (workers * rounds))
+        coordinator.run(train, inputs, steps, first=first, steps_per_closure=size, on_result=add)
         # What a lost worker had counted was made again elsewhere.
         learner.step.assign(first + steps)
         return sums
