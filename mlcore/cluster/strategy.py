@@ -5,7 +5,7 @@ import os
 import sys
 from typing import Any
 
-from mlcore.cluster.config import Cluster, StrategyName
+from mlcore.cluster.config import ROLES, Cluster, StrategyName
 from mlcore.runtime.errors import UsageError
 from mlcore.runtime.extras import require
 
@@ -57,6 +57,18 @@ def choose_strategy(cluster: Cluster | None, choice: str = "auto") -> StrategyNa
             raise UsageError("--strategy=multi_worker_mirrored: expected a cluster of at least two workers (TF_CONFIG)")
         return "multi_worker_mirrored"
     return "one_machine"
+
+
+def no_parameter_servers(cluster: Cluster) -> UsageError:
+    """The error of a training step that shares its work through parameter servers and has none.
+
+    Without it the first worker would train alone and the others idle beside it, which looks like success.
+    """
+    roles = ", ".join(f"{len(cluster.of(role))} {role}" for role in ROLES if cluster.of(role))
+    return UsageError(
+        f"TF_CONFIG: the cluster has {roles} and no ps, through which training shares its work: "
+        "give the job at least one ps, or one replica in all"
+    )
 
 
 def _resolver(tf: Any, cluster: Cluster, spec: dict[str, dict[int, str]]) -> Any:

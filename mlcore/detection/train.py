@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from mlcore.cluster.config import cluster_from_environment
 from mlcore.cluster.status import goal_of
-from mlcore.cluster.strategy import choose_strategy
+from mlcore.cluster.strategy import choose_strategy, no_parameter_servers
 from mlcore.cluster.timeouts import Timeouts
 from mlcore.data.records import RecordSet
 from mlcore.detection.metrics import MASK_PREFIX, SUMMARY
@@ -157,7 +157,10 @@ def train(
             f"--metric={metric}: expected one of {', '.join(SUMMARY)}, or {MASK_PREFIX} before one of them"
         )
     cluster = cluster_from_environment()
-    choose_strategy(cluster, strategy)
+    if choose_strategy(cluster, strategy) != "parameter_server" and cluster is not None:
+        if len(cluster.members) > 1:
+            raise no_parameter_servers(cluster)
+        cluster = None
     timeouts = Timeouts(**{field.name: given[field.name] for field in dataclasses.fields(Timeouts)})
     goal = goal_of(cluster, step="train", settings=dataclasses.asdict(settings), seed=seed) if cluster else ""
     if cluster is not None and cluster.role in ("worker", "ps") and not cluster.is_chief:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from mlcore.cluster.config import cluster_from_environment
 from mlcore.cluster.status import goal_of
-from mlcore.cluster.strategy import choose_strategy
+from mlcore.cluster.strategy import choose_strategy, no_parameter_servers
 from mlcore.cluster.timeouts import Timeouts
 from mlcore.data.mnist import MnistData, load_mnist
 from mlcore.runtime.errors import DataError, UsageError
@@ -143,7 +143,10 @@ def mnist_train(
     if any(units < 1 for units in hidden) or not hidden:
         raise UsageError(f"--hidden={','.join(map(str, hidden))}: expected at least one layer of at least 1 unit")
     cluster = cluster_from_environment()
-    on_workers = choose_strategy(cluster, strategy) == "parameter_server"
+    chosen = choose_strategy(cluster, strategy)
+    if cluster is not None and chosen == "multi_worker_mirrored":
+        raise no_parameter_servers(cluster)
+    on_workers = chosen == "parameter_server"
     timeouts = Timeouts(**{field.name: given[field.name] for field in dataclasses.fields(Timeouts)})
     goal = ""
     if cluster is not None:
