@@ -11,6 +11,7 @@ variable "CACHE_FROM" { default = "" }          # "type=registry,ref=registry.ex
 variable "CACHE_TO" { default = "" }
 variable "ATTEST" { default = false }           # SBOM and provenance; not every builder can, a registry takes them
 variable "PIP_CONFIG" { default = "" }          # pip.conf with an index of your own; mounted, never in a layer
+variable "TEST_DATA" { default = "../shared/data" }  # real data sets for the tests of `check`
 
 # An image for each step. The flavour says which packages it has: docker/Dockerfile, docker/requirements/.
 variable "STEPS" {
@@ -98,6 +99,7 @@ target "lint" {
 target "test" {
   inherits = ["lint"]
   target   = "test"
+  contexts = { test-data = TEST_DATA }
 }
 
 # build/sbom/<flavour>.cdx.json: packages and licences.
