@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import click
-import yaml
 
 from mlcore import __version__
 from mlcore.runtime import logs, results
@@ -252,6 +251,8 @@ def _resolve(
 
 def _read_config(path: Path, parameters: Sequence[Parameter]) -> dict[str, Any]:
     """The YAML file of `--config`: parameter name -> value; sections are gathered under their parameter."""
+    import yaml
+
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
-import yaml
-
 from mlcore.runtime.errors import UsageError
 
 P = ParamSpec("P")
@@ -200,6 +198,8 @@ def _mapping(value: Any) -> dict[str, Any]:
         return dict(value)
     if not isinstance(value, str):
         raise TypeError
+    import yaml  # late: few runs need it
+
     path, equals, text = value.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
