@@ -136,6 +136,17 @@ class TrainingLoop:
                     self._after(stop)
         return self._outcome
 
+    def evaluate_last(self) -> Outcome:
+        """Only the evaluation of the last step, for a run that was stopped between its last checkpoint and that.
+
+        Raises:
+            Stopped: After SIGTERM or Ctrl-C.
+        """
+        if self._validation is not None:
+            with Summaries(self.model_dir, self._outcome.step) as self._summaries, stop_flag() as stop:
+                self._validate(self._outcome.step, stop)
+        return self._outcome
+
     def _account(self, window: Window, *, timed: bool = True) -> None:
         if window.non_finite:
             self._fail(window.non_finite)
@@ -168,7 +179,7 @@ class TrainingLoop:
             self._save()
             self._outcome.stopped_early = self._stop_early(step) and not last
         if evaluates:
-            self._validate(step)
+            self._validate(step, stop)
 
     def _due(self, interval: int) -> bool:
         """Whether a multiple of the interval was reached or passed (a cluster may pass it) by the last steps."""
@@ -188,9 +199,10 @@ class TrainingLoop:
                 ) from error
             log.info("saved %s", self.model_dir / f"ckpt-{step}")
 
-    def _validate(self, step: int) -> None:
+    def _validate(self, step: int, stop: StopFlag) -> None:
         assert self._validation is not None
-        self._outcome.metrics = self._validation.run(step, self._summaries)
+        with stop.raising():  # the checkpoint of this step is saved, so nothing is lost
+            self._outcome.metrics = self._validation.run(step, self._summaries)
         best = self._outcome.best = self._validation.best
         if self.plan.out_of_patience(step, best):
             assert best is not None

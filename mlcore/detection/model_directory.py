@@ -30,6 +30,7 @@ _MADE_BY_TRAIN = (
     VALIDATION,
     EXPERIMENT_FILE,
     LABEL_MAP,
+    "evaluation",  # by the step evaluate, of the checkpoints that go
 )
 
 

@@ -65,8 +65,10 @@ def run(
 
     plan = make_plan(config, records, metric=metric, patience=patience)
     trainer = prepare_trainer(strategy, config, directory.path)
-    if trainer.steps_done() >= plan.steps:
-        return _already_done(directory, trainer, plan)
+    trained = trainer.steps_done() >= plan.steps
+    if trained and (before := directory.results()) is not None:
+        log.info("%s is up to date: trained to step %d, --steps=%d", directory.path, trainer.steps_done(), plan.steps)
+        return before
     directory.begin()
     dataset = _dataset(tf, strategy, trainer, records, seed=seed, deterministic=deterministic)
     loop = TrainingLoop(
@@ -78,7 +80,7 @@ def run(
         first_step_done=log_first_step,
     )
     with strategy.scope():
-        outcome = loop.run()
+        outcome = loop.evaluate_last() if trained else loop.run()
     results = results_of(outcome)
     directory.finish(results)
     log.info("trained to step %d: %s", outcome.step, directory.path)
@@ -195,19 +197,6 @@ def _dataset(
         )
 
     return make() if replicas == 1 else strategy.distribute_datasets_from_function(make)
-
-
-def _already_done(directory: ModelDirectory, trainer: Trainer, plan: Plan) -> dict[str, Any]:
-    step = trainer.steps_done()
-    log.info("%s is up to date: trained to step %d, --steps=%d", directory.path, step, plan.steps)
-    results = directory.results()
-    if results is None:  # killed after its last checkpoint
-        from mlcore.detection.checkpoints import read_best
-        from mlcore.detection.loop import Outcome
-
-        results = results_of(Outcome(step=step, best=read_best(directory.path)))
-        directory.finish(results)
-    return results
 
 
 def results_of(outcome: Outcome) -> dict[str, Any]:

@@ -44,6 +44,25 @@ class StopFlag:
         """Sleep until a stop is asked for, `timeout_s` seconds at most; whether it was."""
         return self._event.wait(timeout_s)
 
+    @contextlib.contextmanager
+    def raising(self) -> Iterator[None]:
+        """Inside the block a signal raises at once: for work that may be torn, as it changes nothing that is kept.
+
+        Raises:
+            Stopped: Asked for before or inside the block.
+        """
+        if self.is_set():
+            raise self.error()
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, _raise) for number in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
     def error(self) -> Stopped:
         """The exception to raise once everything is saved."""
         return Stopped(self.signal_number)

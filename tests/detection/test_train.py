@@ -246,6 +246,24 @@ def test_sigterm_saves_a_checkpoint_and_ends_with_143(records_dir: Path, tmp_pat
     assert read_success(model) is None
 
 
+def test_sigterm_in_the_last_evaluation_ends_at_once_and_the_next_run_makes_up_for_it(
+    records_dir: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    training = Training(records_dir, model, "--steps=1")
+    training.wait_for_checkpoint(1)
+    started = time.monotonic()
+    training.process.send_signal(signal.SIGTERM)
+    code, _, err = training.wait()
+    assert code == 143, err
+    assert time.monotonic() - started < 10
+    assert read_success(model) is None
+    code, out, err = Training(records_dir, model, "--steps=1").wait()
+    assert code == 0, err
+    assert results(out)["best_step"] == "1"
+    assert read_success(model) is not None
+
+
 def test_a_loss_that_is_not_finite_stops_with_the_images_and_the_last_checkpoint(
     records_dir: Path, tmp_path: Path
 ) -> None:

@@ -51,6 +51,29 @@ def test_flag_lets_a_step_finish_what_it_does():
     assert process.returncode == 143
 
 
+def test_flag_can_let_signals_raise_for_a_while():
+    process = run("""
+        import time
+        from mlcore.runtime.errors import Stopped
+        from mlcore.runtime.signals import stop_flag
+        with stop_flag() as stop:
+            try:
+                with stop.raising():
+                    print("ready", flush=True); time.sleep(60)
+            except Stopped as stopped:
+                print("torn", stopped.exit_code, flush=True)
+            assert not stop.is_set()
+            stop.set(15)
+            try:
+                with stop.raising():
+                    print("not reached")
+            except Stopped:
+                print("before", flush=True)
+    """)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=10)[0] == "torn 143\nbefore\n"
+
+
 def test_flag_gives_the_handlers_back():
     before = signal.getsignal(signal.SIGTERM)
     with stop_flag():
