@@ -67,13 +67,17 @@ NOT_FETCH := $(addprefix --no-emit-package=,numpy pillow lxml contextlib2 protob
 NOT_RUN := $(addprefix --no-emit-package=,setuptools wheel google-pasta keras namex optree rich markdown-it-py mdurl pygments \
   grpcio markdown tensorboard-data-server werkzeug)
 # mlcore.detection.tensorflow does not let official.vision import it before something is used, and nothing is.
-NOT_DETECTION := $(addprefix --no-emit-package=,tensorflow-datasets einops etils fsspec toml zipp)
+NOT_DETECTION := $(addprefix --no-emit-package=,tensorflow-datasets einops etils fsspec toml zipp \
+  pandas psutil pytz tzdata)
 
 lock:  ## resolve the requirement files with hashes from pyproject.toml
-	$(LOCK) pyproject.toml $(REQUIREMENTS)/tensorflow.in --extra detection --extra image --extra dev -o $(REQUIREMENTS)/dev.txt
+	$(LOCK) pyproject.toml $(REQUIREMENTS)/tensorflow.in --extra detection --extra serving --extra kubeflow --extra image --extra dev -o $(REQUIREMENTS)/dev.txt
 	$(IMAGE_LOCK) pyproject.toml --extra image $(NOT_FETCH) -o $(REQUIREMENTS)/fetch.txt
 	$(IMAGE_LOCK) pyproject.toml --extra image -o $(REQUIREMENTS)/data.txt
+	$(IMAGE_LOCK) pyproject.toml --extra image --extra client -o $(REQUIREMENTS)/client.txt
+	$(IMAGE_LOCK) pyproject.toml --extra image --extra kubeflow -o $(REQUIREMENTS)/kubeflow.txt
 	$(IMAGE_LOCK) pyproject.toml --extra image --extra tf $(REQUIREMENTS)/tensorflow.in $(NOT_RUN) -o $(REQUIREMENTS)/tensorflow.txt
+	$(IMAGE_LOCK) pyproject.toml --extra image --extra serving $(REQUIREMENTS)/tensorflow.in $(filter-out %=grpcio,$(NOT_RUN)) -o $(REQUIREMENTS)/serving.txt
 	$(IMAGE_LOCK) pyproject.toml --extra image --extra predict $(REQUIREMENTS)/tensorflow.in $(NOT_RUN) -o $(REQUIREMENTS)/predict.txt
 	$(IMAGE_LOCK) pyproject.toml --extra image --extra detection $(REQUIREMENTS)/tensorflow.in $(NOT_RUN) $(NOT_DETECTION) -o $(REQUIREMENTS)/detection.txt
 	$(IMAGE_LOCK) pyproject.toml --extra image --extra tf $(NOT_RUN) --overrides $(REQUIREMENTS)/gpu.in -o $(REQUIREMENTS)/tensorflow-gpu.txt
