@@ -29,16 +29,18 @@ variable "STEPS" {
   ]
 }
 
+variable "LIGHT" { default = ["fetch", "data", "client", "kubeflow"] }  # flavours without TensorFlow
+
 group "default" {
   targets = ["step"]
 }
 
 group "light" {
-  targets = [for step in STEPS : step.name if contains(["fetch", "data"], step.flavour)]
+  targets = [for step in STEPS : step.name if contains(LIGHT, step.flavour)]
 }
 
 group "tf" {
-  targets = [for step in STEPS : step.name if !contains(["fetch", "data"], step.flavour)]
+  targets = [for step in STEPS : step.name if !contains(LIGHT, step.flavour)]
 }
 
 # Lint and fast tests with the packages of the images.
