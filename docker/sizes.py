@@ -11,7 +11,16 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 
 # Flavour -> most megabytes (10^6 bytes, uncompressed) that its images may have over the base image.
-BOUNDS = {"fetch": 60, "data": 120, "client": 250, "kubeflow": 250, "serving": 1200, "tensorflow": 1000, "predict": 1000, "detection": 1500}
+BOUNDS = {
+    "fetch": 60,
+    "data": 120,
+    "client": 250,
+    "kubeflow": 250,
+    "serving": 1200,
+    "tensorflow": 1000,
+    "predict": 1000,
+    "detection": 1500,
+}
 
 
 def docker(*arguments: str) -> str:

@@ -78,7 +78,7 @@ def export(
             the checkpoint finds.
     """
     from mlcore.detection.evaluate import Checkpoint
-    from mlcore.serving.versions import VersionDirectory
+    from mlcore.serving.version_directory import VersionDirectory
 
     chosen = Checkpoint.find(model_dir, checkpoint)
     if tflite:
@@ -234,7 +234,7 @@ def write_frozen_graph(functions: "ServingFunctions", directory: Path) -> None:
     """Write the default signature as a graph with constants for weights, for tools that take nothing newer."""
     from mlcore.detection.tensorflow import import_tensorflow
     from mlcore.detection.verification import FROZEN_GRAPH, FROZEN_INPUT
-    from mlcore.serving.versions import EXTRA
+    from mlcore.serving.version_directory import EXTRA
 
     tf = import_tensorflow()
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
@@ -254,7 +254,7 @@ def write_frozen_graph(functions: "ServingFunctions", directory: Path) -> None:
 def write_extras(directory: Path, chosen: "Checkpoint") -> None:
     """Write the label map."""
     from mlcore.data.label_map import format_label_map
-    from mlcore.serving.versions import EXTRA, LABEL_MAP
+    from mlcore.serving.version_directory import EXTRA, LABEL_MAP
 
     (directory / EXTRA).mkdir(exist_ok=True)
     (directory / LABEL_MAP).write_text(format_label_map(chosen.classes), encoding="utf-8")

@@ -88,7 +88,7 @@ def predict(
     """
     from mlcore.detection import pictures
     from mlcore.detection.detectors import ExportedDetector
-    from mlcore.serving.versions import find_version, model_digest
+    from mlcore.serving.version_directory import find_version, model_digest
 
     directory = find_version(model)
     found = pictures.find_pictures(input)
@@ -119,7 +119,7 @@ def predict(
 def _read_classes(directory: Path, label_map: Path | None) -> dict[int, str]:
     """Names of the classes; empty, with a warning, where nobody knows them."""
     from mlcore.data.label_map import read_label_map
-    from mlcore.serving.versions import LABEL_MAP
+    from mlcore.serving.version_directory import LABEL_MAP
 
     own = directory / LABEL_MAP
     if label_map is None and not own.is_file():

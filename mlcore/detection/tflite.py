@@ -24,7 +24,7 @@ from mlcore.detection.metrics import Detections
 from mlcore.detection.signatures import ServingFunctions, anchor_boxes
 from mlcore.detection.tensorflow import import_tensorflow
 from mlcore.detection.verification import check
-from mlcore.serving.versions import EXTRA
+from mlcore.serving.version_directory import EXTRA
 
 log = logging.getLogger(__name__)
 

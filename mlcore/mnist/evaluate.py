@@ -10,7 +10,7 @@ from mlcore.data.mnist import Examples, load_mnist
 from mlcore.runtime.errors import DataError, UsageError
 from mlcore.runtime.outputs import OutputDirectory
 from mlcore.runtime.parameters import Environment, Range, step
-from mlcore.serving.versions import SAVED_MODEL, find_version, model_digest, read_card
+from mlcore.serving.version_directory import SAVED_MODEL, find_version, model_digest, read_card
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from mlcore import __version__
 from mlcore.data.idx import Array
 from mlcore.mnist.network import Network
 from mlcore.mnist.tensorflow import tf
-from mlcore.serving.versions import VersionDirectory, write_card
+from mlcore.serving.version_directory import VersionDirectory, write_card
 
 log = logging.getLogger(__name__)
 

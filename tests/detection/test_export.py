@@ -21,7 +21,7 @@ from mlcore.detection.export import export
 from mlcore.detection.truth import read_truth
 from mlcore.detection.verification import compare
 from mlcore.runtime.errors import DataError, UsageError
-from mlcore.serving.versions import list_versions, read_card
+from mlcore.serving.version_directory import list_versions, read_card
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlcore.runtime.errors import DataError, UsageError
-from mlcore.serving.versions import (
+from mlcore.serving.version_directory import (
     VersionDirectory,
     find_version,
     list_versions,
@@ -100,7 +100,7 @@ def test_a_number_that_is_taken_meanwhile_is_passed_over(tmp_path: Path) -> None
 
 def test_a_writer_that_is_killed_leaves_no_version_and_the_next_one_cleans_up(tmp_path: Path) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from mlcore.serving.versions import VersionDirectory\n"
+        "import sys, time; from pathlib import Path; from mlcore.serving.version_directory import VersionDirectory\n"
         "output = VersionDirectory(Path(sys.argv[1]), step='export', parameters={}, inputs={})\n"
         "with output.writing() as directory:\n"
         "    (directory / 'saved_model.pb').touch(); print('there', flush=True); time.sleep(60)\n"
@@ -164,5 +164,5 @@ def test_the_card_is_read_back_and_a_broken_one_is_named(tmp_path: Path) -> None
 
 
 def test_tensorflow_is_not_needed() -> None:
-    program = "import sys, mlcore.serving.versions; assert 'tensorflow' not in sys.modules"
+    program = "import sys, mlcore.serving.version_directory; assert 'tensorflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
