@@ -243,14 +243,14 @@ class Export:
             DataError: It does not say what its classes are.
         """
         from mlcore.data.label_map import read_label_map
-        from mlcore.serving import versions
+        from mlcore.serving import version_directory
 
         assert model is not None
-        path = versions.find_version(model)
-        label_map = path / versions.LABEL_MAP
+        path = version_directory.find_version(model)
+        label_map = path / version_directory.LABEL_MAP
         if not label_map.is_file():
-            raise DataError(f"{path}: no {versions.LABEL_MAP}; expected an export of mlcore export")
-        saved = versions.read_card(path).get("checkpoint", {})
+            raise DataError(f"{path}: no {version_directory.LABEL_MAP}; expected an export of mlcore export")
+        saved = version_directory.read_card(path).get("checkpoint", {})
         step_number = int(saved.get("step", 0)) if isinstance(saved, dict) else 0
         return cls(path, step_number, read_label_map(label_map), versions.model_digest(path))
 

@@ -265,7 +265,7 @@ def write_card(
 ) -> None:
     """Write model.json: what one wants to know of a model years later."""
     from mlcore.detection.experiment import SECTIONS, describe_experiment
-    from mlcore.serving import versions
+    from mlcore.serving import version_directory
 
     description = describe_experiment(chosen.model_dir)
     card = {
@@ -283,7 +283,7 @@ def write_card(
         "parameters": {name: description.get(name) for name in ("seed", *SECTIONS)},
         "versions": package_versions(),
     }
-    versions.write_card(directory, card)
+    version_directory.write_card(directory, card)
 
 
 def describe_signatures(functions: "ServingFunctions") -> dict[str, Any]:
