@@ -252,7 +252,7 @@ class Export:
             raise DataError(f"{path}: no {version_directory.LABEL_MAP}; expected an export of mlcore export")
         saved = version_directory.read_card(path).get("checkpoint", {})
         step_number = int(saved.get("step", 0)) if isinstance(saved, dict) else 0
-        return cls(path, step_number, read_label_map(label_map), versions.model_digest(path))
+        return cls(path, step_number, read_label_map(label_map), version_directory.model_digest(path))
 
     def load(self) -> "Detector":
         """The detector, which runs the SavedModel in this process."""
