@@ -38,6 +38,7 @@ STEPS = {
     "mnist-train": "mlcore.mnist.train:mnist_train",
     "mnist-evaluate": "mlcore.mnist.evaluate:mnist_evaluate",
     "launch": "mlcore.kubeflow.launch:launch",
+    "deploy": "mlcore.kubeflow.deploy:deploy",
 }
 
 

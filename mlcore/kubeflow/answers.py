@@ -232,13 +232,13 @@ class Answer:
             return UsageError(f"{self.summary()}; expected a Kubernetes API server")
         if "exceeded quota" in message:
             return TransientError(f"namespace {self.request.namespace}: {message}")
-        if "cannot " not in message:  # an admission webhook, or a namespace that is being deleted
-            return UsageError(f"namespace {self.request.namespace}: refused by the server: {message}")
-        user = re.search(r'User "([^"]+)"', message)
+        user = re.search(r'User "([^"]*)" cannot ', message)
+        if user is None:  # an admission webhook, or a namespace that is being deleted
+            return UsageError(f"{self.request.object_name}: refused by the server: {message}")
         asked = self.request
         resource = "/".join(filter(None, (asked.resource.plural, asked.subresource)))
         return Forbidden(
-            f"{user[1] if user else 'this user'} may not {asked.verb} {asked.what}; its Role lacks apiGroups: "
+            f"{user[1]} may not {asked.verb} {asked.what}; its Role lacks apiGroups: "
             f'["{asked.resource.group}"], resources: ["{resource}"], verbs: ["{asked.verb}"]'
         )
 

@@ -75,15 +75,18 @@ class JobFollower:
         self._metrics: dict[str, float] = {}
         self._outputs: dict[str, str] = {}
 
-    def follow(self, timeout_s: float) -> Outcome:
+    def follow(self, timeout_s: float, started: float) -> Outcome:
         """Wait for the end of the job.
+
+        Args:
+            timeout_s: How long.
+            started: Since when, by the monotonic clock.
 
         Raises:
             DeadlineExceeded: It did not come in time.
             TransientError: The job was deleted meanwhile, or the server does not answer.
             MlcoreError: The server refuses.
         """
-        started = time.monotonic()
         deadline = started + timeout_s
         feed = Feed()
         feed.add("job", Watch(self._cluster, self._kind.resource, self._namespace, name=self.name))

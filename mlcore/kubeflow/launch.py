@@ -180,7 +180,7 @@ class Launch:
         outcome = None
         try:
             there = self._create_or_find()
-            outcome = self._follow(there, self._timeout_s - (time.monotonic() - started))
+            outcome = self._follow(there, started)
             self._raise_on_failure(outcome)
         except MlcoreError as error:
             self._write_outcome(outcome, error)
@@ -274,13 +274,13 @@ class Launch:
                 return
             time.sleep(min(1, cluster.timing.log_poll_s))
 
-    def _follow(self, there: "Object", timeout_s: float) -> "Outcome":
+    def _follow(self, there: "Object", started: float) -> "Outcome":
         from mlcore.kubeflow.job_follower import DeadlineExceeded, JobFollower
 
         assert self._cluster is not None
         follower = JobFollower(self._cluster, self._kind, there, self._show_metric)
         try:
-            return follower.follow(timeout_s)
+            return follower.follow(self._timeout_s, started)
         except DeadlineExceeded as error:
             raise TransientError(f"{error}; it goes on, the same command follows it") from error
 
