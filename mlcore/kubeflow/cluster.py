@@ -266,7 +266,7 @@ class Cluster:
 def _reason(error: BaseException) -> str:
     """The innermost cause of a failed connection, in few words."""
     text = str(error.args[-1] if error.args else error) or type(error).__name__
-    return " ".join(text.rpartition(">: ")[2].split())
+    return " ".join(text.rpartition(": ")[2].split())
 
 
 def connect(

@@ -64,7 +64,7 @@ class Model:
         check_name(self.name)
         if not re.match(r"[a-z0-9]+://.", self.storage_uri):
             raise UsageError(
-                f"--storage-uri={self.storage_uri}: expected an address such as pvc://claim/exports/pets or s3://bucket/pets"
+                f"--storage-uri={self.storage_uri}: expected such as pvc://claim/exports/pets or s3://bucket/pets"
             )
         if re.search(r"/\d+/?$", self.storage_uri):
             raise UsageError(
@@ -75,7 +75,8 @@ class Model:
             raise UsageError("--image takes the place of a runtime: leave out --runtime and --protocol")
         if not self.runtime and self.protocol not in (None, *_OF_TENSORFLOW_SERVING):
             raise UsageError(
-                f"--protocol={self.protocol}: KServe's TensorFlow runtime speaks {' and '.join(_OF_TENSORFLOW_SERVING)}; "
+                f"--protocol={self.protocol}: KServe's TensorFlow runtime speaks "
+                f"{' and '.join(_OF_TENSORFLOW_SERVING)}; "
                 "name another --runtime, or an --image"
             )
         if self.min_replicas is not None and self.max_replicas is not None and self.min_replicas > self.max_replicas:

@@ -68,6 +68,7 @@ class JobFollower:
         self.verdict = kind.verdict(job)
         self._pods = Pods(kind.container)
         self._pods_listed = not kind.job_label
+        self._chiefs: dict[str, Pod] = {}  # the newest of each name
         self._logs: dict[str, PodLog] = {}
         self._lines: dict[str, deque[str]] = {}
         self._lock = threading.Lock()
@@ -113,7 +114,7 @@ class JobFollower:
             return False
         if self.verdict.state == "Failed":
             return self._pods.failure() is not None or all(pod.is_over for pod in self._pods.by_uid.values())
-        return all(self._pods.by_uid[uid].is_over for uid in self._logs)
+        return all(pod.is_over for pod in self._chiefs.values())
 
     def _take(self, item: tuple[str, Change | Exception] | None) -> None:
         if item is None:
@@ -152,8 +153,11 @@ class JobFollower:
         mine = [found for found in change.objects if self._belongs(found)]
         for found in mine:
             pod = self._pods.see(found, deleted=change.deleted)
-            if pod.started and pod.uid not in self._logs and self._kind.is_chief(self._job, found):
-                self._logs[pod.uid] = PodLog(self._cluster, self._namespace, pod, self._see_line)
+            if pod.started and self._kind.is_chief(self._job, found):
+                self._chiefs[pod.name] = pod
+                if pod.name not in self._logs:
+                    self._logs[pod.name] = PodLog(self._cluster, self._namespace, self._see_line)
+                self._logs[pod.name].show(pod)
         if change.listed:
             self._pods_listed = True
             self._pods.only({found["metadata"]["uid"] for found in mine})
@@ -166,16 +170,16 @@ class JobFollower:
         made, job_made = (each["metadata"].get("creationTimestamp") or "" for each in (pod, self._job))
         return bool(made >= job_made)
 
-    def _see_line(self, pod: Pod, line: str) -> None:
+    def _see_line(self, pod: str, line: str) -> None:
         with self._lock:
-            self._lines.setdefault(pod.uid, deque(maxlen=_LAST_LINES)).append(line)
+            self._lines.setdefault(pod, deque(maxlen=_LAST_LINES)).append(line)
             if (match := _NUMBER.fullmatch(line)) is not None:
                 self._metrics[match[1]] = float(match[2])
                 self._on_metric(line)
                 return
             if (match := _TEXT.fullmatch(line)) is not None:
                 self._outputs[match[1]] = match[2]
-            log.info("%s | %s", pod.name, line)
+            log.info("%s | %s", pod, line)
 
     def _outcome(self, seconds: float) -> Outcome:
         status = self._job.get("status") or {}
@@ -190,7 +194,7 @@ class JobFollower:
         outcome.outputs.update(outputs)
         if self.verdict.state == "Failed" and (failure := self._pods.failure()) is not None:
             outcome.failure = failure
-            outcome.last_lines = list(self._lines.get(failure.uid) or self._tail(failure))
+            outcome.last_lines = list(self._lines.get(failure.pod) or self._tail(failure))
         return outcome
 
     def _tail(self, failure: Exit) -> list[str]:

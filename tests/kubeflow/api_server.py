@@ -295,7 +295,7 @@ class ApiServer:
         if (header or "").lower() != f"bearer {TOKEN}".lower():
             raise Refusal(401, "Unauthorized", "Unauthorized")
         if (verb, resource) in self.denied:
-            plural = resource.split("/")[0]
+            plural = resource.split("/", maxsplit=1)[0]
             name = f"{plural}.{group}" if group else plural
             raise Refusal(
                 403, "Forbidden",
@@ -406,7 +406,7 @@ class ApiServer:
                     continue
             sent += len(news)
             for line in news:
-                if line.split(" ")[0].split(".")[0] >= since:
+                if line[:19] >= since:
                     text = line if query.get("timestamps") == "true" else line.partition(" ")[2]
                     yield text.encode() + b"\n"
             if not running or query.get("follow") != "true":
