@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import random
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ class Timing:
     log_poll_s: float = 1
     log_end_s: float = 15
     gone_s: float = 60
-    stop_s: float = 7
+    stop_s: float = 7.5
     settle_s: float = 15
     rollback_s: float = 120
 
@@ -116,6 +117,11 @@ class Cluster:
         self.host: str = client.configuration.host
         self.namespace = namespace
         self.timing = timing
+        self._closed = threading.Event()
+
+    def close(self) -> None:
+        """Ask for nothing more, and repeat nothing; what was sent is not called back."""
+        self._closed.set()
 
     def get(self, resource: Resource, namespace: str, name: str) -> Object | None:
         """An object, or None where there is none of that name.
@@ -206,6 +212,8 @@ class Cluster:
         end = time.monotonic() + patience_s
         wait_s = self.timing.backoff_s
         while True:
+            if self._closed.is_set():
+                raise TransientError(f"{self.host}: is not asked any more")
             left_s = max(end - time.monotonic(), 0.1)
             failure: TransientError
             delay_s = wait_s * random.uniform(0.5, 1)

@@ -24,7 +24,7 @@ _NAME = r"[A-Za-z][A-Za-z0-9_-]*"
 _PLACEHOLDER = re.compile(r"\{\{(?P<braces>[^{}\n]*)\}\}|(?P<escape>\$?)\$\{(?P<dollar>" + _NAME + r")\}")
 # What stands for a placeholder while the text is parsed: a plain scalar wherever it is, and nothing anybody writes.
 _MARK = "mlcore-placeholder-{}-9f3a"
-_MARKED = re.compile(r"mlcore-placeholder-(" + _NAME + r")-9f3a")
+_MARKED = re.compile(r"mlcore-placeholder-(" + _NAME + r"?)-9f3a")
 _LABEL = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 
 

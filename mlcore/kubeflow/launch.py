@@ -134,6 +134,8 @@ class Launch:
         self._context, self._timing = context, timing
         self._cluster: Cluster | None = None
         self._mine = threading.Event()  # set once the job in the cluster may be ours
+        self._answered = threading.Event()  # no creation is on its way
+        self._answered.set()
         self._abandoned = threading.Event()
 
     @property
@@ -154,6 +156,8 @@ class Launch:
             return work.result()
         except Stopped:
             self._abandoned.set()
+            if self._cluster is not None:
+                self._cluster.close()
             if self._delete_on_stop and self._mine.is_set():
                 deletion = Background(self._delete)
                 if not deletion.wait(self._stop_s + 1):
@@ -206,6 +210,7 @@ class Launch:
             there = cluster.get(resource, namespace, name)
             if there is None:
                 self._mine.set()
+                self._answered.clear()
                 try:
                     made = cluster.create(resource, namespace, wanted)
                 except Conflict as error:
@@ -213,6 +218,8 @@ class Launch:
                         raise
                     self._mine.clear()
                     continue  # made meanwhile, by an earlier try of ours or by someone else
+                finally:
+                    self._answered.set()
                 log.info("%s was created in namespace %s", self._what, namespace)
                 return made
             if there["metadata"].get("deletionTimestamp"):
@@ -323,7 +330,9 @@ class Launch:
 
         if self._cluster is None or self._namespace is None:
             return
-        timing = replace(self._cluster.timing, patience_s=self._stop_s, connect_s=2, answer_s=3, backoff_s=0.3)
+        self._answered.wait(self._stop_s / 3)  # deleting what is only being made would find nothing
+        patience_s = 2 * self._stop_s / 3
+        timing = replace(self._cluster.timing, patience_s=patience_s, connect_s=2, answer_s=3, backoff_s=0.3)
         hurried = Cluster(self._cluster.client, self._cluster.namespace, timing)
         try:
             if hurried.delete(self._kind.resource, self._namespace, self._job["metadata"]["name"], uid=None):
