@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from mlcore.kubeflow.answers import FINAL_MISSING, Answer, Expired, Request, retry_after_s, worth_another_try
 from mlcore.runtime.errors import TransientError, UsageError
@@ -64,6 +65,7 @@ class Resource:
 
 
 PODS = Resource("", "v1", "pods", "Pod")
+EVENTS = Resource("", "v1", "events", "Event")
 
 
 @dataclass(frozen=True)
@@ -319,8 +321,18 @@ def connect(
                 "no cluster is configured: set KUBECONFIG, have ~/.kube/config, or run in a pod with a service account"
             )
         namespace = _load_kubeconfig(named or str(default), context, configuration)
+    configuration.proxy = configuration.proxy or _proxy_of(configuration.host)
     log.debug("API server %s", configuration.host)
     return Cluster(client.ApiClient(configuration), namespace or "default", timing or Timing())
+
+
+def _proxy_of(host: str) -> str | None:
+    """The proxy that the environment names for this server, as kubectl takes it: never for this machine."""
+    parts = urlsplit(host)
+    name = parts.hostname or ""
+    if name == "localhost" or name.startswith("127.") or name == "::1" or proxy_bypass(name):
+        return None
+    return getproxies().get(parts.scheme)
 
 
 def _text_of(path: Path) -> str:

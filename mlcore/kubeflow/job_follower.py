@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mlcore.kubeflow.answers import Forbidden, Request
-from mlcore.kubeflow.cluster import PODS, Cluster, Object
+from mlcore.kubeflow.cluster import EVENTS, PODS, Cluster, Object
 from mlcore.kubeflow.job_kinds import FINISHED, JobKind, Verdict, best_trial
 from mlcore.kubeflow.job_pods import Exit, Pods, parse_time
 from mlcore.kubeflow.pod_logs import PodLog
@@ -115,7 +115,7 @@ class JobFollower:
             listing = self._cluster.list(PODS, self._namespace, selectors)
             self._see_pods(Change(tuple(listing["items"]), listed=True))
             end = time.monotonic() + min(self._cluster.timing.log_end_s, 3)
-            while self.verdict.state == "Failed" and self._pods.failure() is None and time.monotonic() < end:
+            while self.verdict.state == "Failed" and self._failure() is None and time.monotonic() < end:
                 self._take(feed.next(0.2))
         except MlcoreError as error:  # the outcome is known without them
             log.warning("the pods of %s are not seen: %s", self._what, error)
@@ -189,15 +189,20 @@ class JobFollower:
         if began is not None and ended is not None:
             seconds = (ended - began).total_seconds()
         outcome = Outcome(self.verdict, seconds, self._pods.restarts)
+        if self._kind.retries:
+            outcome.restarts += max((status.get("failed") or 0) - (self.verdict.state == "Failed"), 0)
         with self._lock:
             outcome.metrics, outcome.outputs = dict(self._metrics), dict(self._outputs)
         metrics, outputs = best_trial(self._job)
         outcome.metrics.update(metrics)
         outcome.outputs.update(outputs)
-        if self.verdict.state == "Failed" and (failure := self._pods.failure()) is not None:
+        if self.verdict.state == "Failed" and (failure := self._failure()) is not None:
             outcome.failure = failure
             outcome.last_lines = list(self._lines.get(failure.pod) or self._tail(failure))
         return outcome
+
+    def _failure(self) -> Exit | None:
+        return self._pods.failure(last=self._kind.retries)
 
     def _tail(self, failure: Exit) -> list[str]:
         """The last lines of a container whose log was not followed, if its pod is still there."""
@@ -212,4 +217,17 @@ class JobFollower:
 
     def _too_late(self, timeout_s: float) -> str:
         end = f"{self._what}: not done after {timeout_s:g} s, its last condition is {self.verdict}"
-        return "; ".join([end, *self._pods.waiting()[:3]])
+        return "; ".join([end, *(self._pods.waiting()[:3] or self._warnings())])
+
+    def _warnings(self) -> list[str]:
+        """What the job's events say where there are no pods: a quota, a security policy, no operator."""
+        if self._pods.by_uid or not self._kind.job_label:
+            return []
+        selectors = {"fieldSelector": f"involvedObject.name={self.name},type=Warning"}
+        try:
+            events = self._cluster.list(EVENTS, self._namespace, selectors)["items"]
+        except MlcoreError as error:
+            log.debug("no events of %s: %s", self._what, error)
+            events = []
+        texts = [f"{event.get('reason')}: {event.get('message')}" for event in events]
+        return ["it has no pods", *(texts[-1:] or ["no event tells why; is its operator running?"])]

@@ -190,8 +190,9 @@ def named(job: Object, source: str, *, unique_name: bool) -> Object:
 
 def with_digest(job: Object) -> Object:
     """The job with an annotation by which a later run knows its own."""
-    digest = hashlib.sha256(canonical(job).encode()).hexdigest()
     metadata = job["metadata"]
+    named_only = {name: value for name, value in metadata.items() if name != "namespace"}  # a flag may give it as well
+    digest = hashlib.sha256(canonical({**job, "metadata": named_only}).encode()).hexdigest()
     return {**job, "metadata": {**metadata, "annotations": {**(metadata.get("annotations") or {}), DIGEST: digest}}}
 
 

@@ -1,5 +1,6 @@
 """The step `launch`: a distributed job on a cluster, from its manifest to its outcome."""
 
+import contextlib
 import json
 import logging
 import sys
@@ -90,8 +91,11 @@ def launch(
     """
     from mlcore.kubeflow import job_kinds, job_template
 
-    if output_dir is not None and output_dir.exists() and not output_dir.is_dir():
-        raise UsageError(f"--output-dir={output_dir}: is a file, expected a directory")
+    if output_dir is not None:
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--output-dir={output_dir}: expected a directory ({error.strerror})") from error
     text, source = job_template.read_text(manifest)
     job = job_template.render(text, source, job_template.parse_values(set))
     kind = job_kinds.kind_of(job, source)
@@ -293,7 +297,8 @@ class Launch:
 
     def _show_metric(self, line: str) -> None:
         if not self._abandoned.is_set():
-            print(line, file=sys.stdout, flush=True)
+            with contextlib.suppress(BrokenPipeError):  # nobody reads them any more; the job goes on
+                print(line, file=sys.stdout, flush=True)
 
     def _raise_on_failure(self, outcome: "Outcome") -> None:
         """End as the job ended.
@@ -321,8 +326,14 @@ class Launch:
             record |= {key: value for key, value in asdict(outcome).items() if key not in ("verdict", "last_lines")}
             record |= asdict(outcome.verdict)
         record |= {"exit_code": error.exit_code if error else 0, "error": str(error) if error else ""}
-        with atomic_file(self._output_dir / OUTCOME) as temporary:
-            temporary.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+        path = self._output_dir / OUTCOME
+        try:
+            with atomic_file(path) as temporary:
+                temporary.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+        except OSError as failure:
+            if error is None:
+                raise TransientError(f"{path}: cannot be written ({failure.strerror})") from failure
+            log.error("%s: cannot be written (%s)", path, failure.strerror)
 
     def _delete(self) -> None:
         """Delete the job, within what is left of the ten seconds after SIGTERM."""

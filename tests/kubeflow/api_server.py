@@ -424,9 +424,13 @@ class ApiServer:
 
 
 def _selected(found: Object, query: dict[str, str]) -> bool:
-    wanted = query.get("fieldSelector")
-    if wanted and found["metadata"]["name"] != wanted.removeprefix("metadata.name="):
-        return False
+    for wanted in filter(None, query.get("fieldSelector", "").split(",")):
+        path, _, value = wanted.partition("=")
+        at: Any = found
+        for part in path.split("."):
+            at = at.get(part, {})
+        if at != value:
+            return False
     labels = found["metadata"].get("labels") or {}
     pairs = [each.split("=") for each in query.get("labelSelector", "").split(",") if each]
     return all(labels.get(name) == value for name, value in pairs)
