@@ -69,13 +69,18 @@ class Definitions:
         assert spec is not None and spec.loader is not None
         self._rules = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(self._rules)
-        self._schemas = self._rules.load(str(folder))
         self.raw: dict[tuple[str, str], Object] = {}
-        for path in folder.glob("*.yaml"):
-            for document in yaml.load_all(path.read_text(), yaml.CSafeLoader):
+        for name in ("kubeflow.org_tfjobs", "trainer.kubeflow.org_trainjobs", "serving.kserve.io_inferenceservices"):
+            for document in yaml.load_all((folder / f"{name}.yaml").read_text(), yaml.CSafeLoader):
                 for version in document["spec"]["versions"]:
-                    name = (f"{document['spec']['group']}/{version['name']}", document["spec"]["names"]["kind"])
-                    self.raw[name] = version["schema"]["openAPIV3Schema"]
+                    key = (f"{document['spec']['group']}/{version['name']}", document["spec"]["names"]["kind"])
+                    self.raw[key] = version["schema"]["openAPIV3Schema"]
+        self._schemas = {key: self._rules.strict(schema, True) for key, schema in self.raw.items()}
+        katib = json.loads((folder / "katib_v1beta1_swagger.json").read_text())["definitions"]
+        experiment = self._rules.deref("v1beta1.Experiment", katib)
+        assert experiment, "Katib's definitions have no Experiment"
+        experiment["properties"]["metadata"] = {"type": "object"}
+        self._schemas["kubeflow.org/v1beta1", "Experiment"] = experiment
 
     def check(self, body: Object, name: str) -> None:
         """Refuse a body as the server and its webhooks do."""

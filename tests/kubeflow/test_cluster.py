@@ -14,7 +14,7 @@ from mlcore.kubeflow.cluster import Resource, Timing, connect
 from mlcore.runtime.errors import TransientError, UsageError
 from tests.kubeflow.api_server import TOKEN, ApiServer, Fault
 
-QUICK = Timing(connect_s=2, answer_s=2, patience_s=1, backoff_s=0.05, backoff_max_s=0.2)
+QUICK = Timing(connect_s=2, answer_s=2, patience_s=0.4, backoff_s=0.05, backoff_max_s=0.2)
 TFJOBS = Resource("kubeflow.org", "v1", "tfjobs", "TFJob", "the training operator")
 
 

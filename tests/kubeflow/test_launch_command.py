@@ -56,7 +56,7 @@ def test_success_is_0_with_results_for_pipelines(api, command, manifest, tmp_pat
     assert (outcome["state"], outcome["metrics"], outcome["exit_code"]) == ("Succeeded", {"accuracy": 0.97}, 0)
 
 
-@pytest.mark.parametrize(("code", "expected"), [(65, 65), (75, 75)])
+@pytest.mark.parametrize(("code", "expected"), [(2, 65), pytest.param(75, 75, marks=pytest.mark.slow)])
 def test_failure_is_one_line_and_its_code(api, command, manifest, code, expected):
     with TrainingOperator(api, {"worker-0": [Run(["mlcore mnist-train: error: cut"], code=code)]}).working():
         done = command(*ARGUMENTS, f"--manifest={manifest}").wait()
@@ -66,6 +66,7 @@ def test_failure_is_one_line_and_its_code(api, command, manifest, code, expected
     assert last.startswith("mlcore launch: error: TFJob digits: Failed (TFJobFailed: ") and "error: cut" in last
 
 
+@pytest.mark.slow
 def test_sigterm_leaves_the_job_and_the_same_command_follows_it(api, command, manifest):
     with TrainingOperator(api, {"worker-0": [Run([f"a={n}" for n in range(15)], pause_s=0.1)]}).working():
         first = command(*ARGUMENTS, f"--manifest={manifest}")
@@ -94,8 +95,8 @@ def test_sigterm_deletes_the_job_on_demand(api, command, manifest):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "fault",
-    [Fault(wait_s=60, times=1000), Fault(drop="before", times=100000)],
-    ids=["silent", "gone"],
+    [Fault(wait_s=60, times=1000), Fault("delete", status=500, times=1000)],
+    ids=["silent", "broken"],
 )
 def test_sigterm_ends_within_ten_seconds_whatever_the_server_does(api, command, manifest, fault):
     with TrainingOperator(api, {}).working():
@@ -110,6 +111,7 @@ def test_sigterm_ends_within_ten_seconds_whatever_the_server_does(api, command, 
     assert "could not be deleted" in done.stderr
 
 
+@pytest.mark.slow
 def test_sigterm_while_the_creation_has_no_answer_leaves_no_job(api, command, manifest):
     api.faults.append(Fault("watch", wait_s=60, times=100))
     api.faults.append(Fault("create", "tfjobs", wait_s=1))
@@ -123,7 +125,7 @@ def test_sigterm_while_the_creation_has_no_answer_leaves_no_job(api, command, ma
 
 @pytest.mark.slow
 def test_killed_launcher_leaves_a_job_that_the_next_one_follows(api, command, manifest):
-    with TrainingOperator(api, {"worker-0": [Run(["a=1", "a=2"], pause_s=1.2)]}).working():
+    with TrainingOperator(api, {"worker-0": [Run(["a=1", "a=2"], pause_s=0.8)]}).working():
         first = command(*ARGUMENTS, f"--manifest={manifest}")
         wait_for(lambda: phase(api) == "Running")
         first.process.kill()
@@ -132,7 +134,9 @@ def test_killed_launcher_leaves_a_job_that_the_next_one_follows(api, command, ma
     assert [request[0] for request in api.requests].count("create") == 1
 
 
-@pytest.mark.parametrize("how", ["standard-input", "text", "environment"])
+@pytest.mark.parametrize(
+    "how", ["standard-input", *(pytest.param(how, marks=pytest.mark.slow) for how in ("text", "environment"))]
+)
 def test_manifest_comes_from_where_pipelines_have_it(api, kubeconfig, how):
     arguments, extra, text = [*ARGUMENTS], {}, None
     if how == "standard-input":
