@@ -153,6 +153,15 @@ def test_broken_model_is_rolled_back_to_what_was_served(api, kserve, code, error
     assert traffic(api) == {"3": 100}
 
 
+def test_spec_that_kserve_refuses_is_rolled_back_though_it_got_no_revision(api, kserve):
+    with kserve(Rollout(), Rollout(failure="NoSupportingRuntime", invalid=True)) as controller:
+        run(version(1))
+        with pytest.raises(DataError, match=r"InvalidSpec: NoSupportingRuntime: .*former spec, which is ready"):
+            run(version(2))
+        assert run(version(1)).revision == "pets-predictor-00001"
+    assert controller.revisions == 2 and traffic(api) == {"1": 100}
+
+
 def test_broken_new_service_is_deleted_again(api, kserve):
     with (
         kserve(Rollout(failure="NoSupportingRuntime")),
