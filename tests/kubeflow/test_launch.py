@@ -174,6 +174,8 @@ def test_failed_job_fails_again_until_it_is_overwritten(tfjobs):
         (65, "", DataError),
         (1, "", DataError),
         (75, "", TransientError),
+        (138, "", TransientError),
+        (139, "", DataError),
         (137, "OOMKilled", DataError),
     ],
 )
