@@ -81,7 +81,7 @@ def deploy(
         timeout_s: Longest wait until it is ready, in seconds.
         runtime: Name of a ServingRuntime; default: KServe's own for TensorFlow, TensorFlow Serving.
         protocol: Protocol of requests, as KServe calls it; TensorFlow Serving speaks v1 and grpc-v1.
-        image: Serve with this image, such as that of mlcore serve, in place of a runtime.
+        image: Serve with this image of mlcore serve, or one with its flags, in place of a runtime.
         arg: More arguments of the container.
         service_account: Service account whose secrets open the storage.
         min_replicas: Least number of pods; 0 lets Knative stop an idle service.
