@@ -243,10 +243,12 @@ def classes_in(outputs: Mapping[str, Array], count: int, who: str) -> dict[str, 
     """The class of each picture among the answers of a server; errors as in `detections_in`."""
     found: dict[str, Array] = {}
     if PROBABILITIES in outputs:
-        found[PROBABILITIES] = np.asarray(outputs[PROBABILITIES], np.float64).reshape(count, -1)
+        values = np.asarray(outputs[PROBABILITIES], np.float64)
+        if values.shape[:1] == (count,) and values.ndim == 2:
+            found[PROBABILITIES] = values
     if CLASS_IDS in outputs:
         found[CLASS_IDS] = np.asarray(outputs[CLASS_IDS], np.int64).reshape(-1)
-    elif PROBABILITIES in found and found[PROBABILITIES].size:
+    elif PROBABILITIES in found and found[PROBABILITIES].shape[1]:
         found[CLASS_IDS] = found[PROBABILITIES].argmax(axis=1)
     if len(found.get(CLASS_IDS, ())) != count:
         given = ", ".join(f"{name} {list(np.shape(value))}" for name, value in outputs.items())
