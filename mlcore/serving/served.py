@@ -23,6 +23,7 @@ from mlcore.runtime.errors import DataError, UsageError
 from mlcore.serving.clients.client import (
     SERVING_DEFAULT,
     Array,
+    Metadata,
     ModelClient,
     RequestRefusedError,
     ServerFailedError,
@@ -82,7 +83,7 @@ def find_target(client: ModelClient, signature: str | None = None) -> Target:
     elif metadata.has_signatures:
         raise UsageError(f"--signature={signature}: {client} has {', '.join(known) or 'none'}")
     else:
-        raise UsageError(f"--signature={signature}: the protocol {client.protocol} has no signatures")
+        return _unlisted(client, signature, metadata)
     chosen = known[name]
     if not chosen.inputs:
         raise DataError(f"{client}: the server does not tell the model's inputs; try another --protocol")
@@ -102,6 +103,18 @@ def find_target(client: ModelClient, signature: str | None = None) -> Target:
     default = signature is None and name == SERVING_DEFAULT
     sent = name if metadata.has_signatures and not default else None
     return Target(task, sent, spec, chosen.outputs, metadata.version)
+
+
+def _unlisted(client: ModelClient, signature: str, metadata: Metadata) -> Target:
+    """A signature of which the protocol tells nothing: as the default one, but image_bytes takes encoded pictures.
+
+    The Open Inference Protocol has no signatures; mlcore serve takes the request's parameter signature_name.
+    """
+    default = find_target(client)
+    spec = default.input
+    if signature == IMAGE_BYTES:
+        spec = TensorSpec(spec.name, np.dtype(object), (-1,))
+    return Target(default.task, signature, spec, default.outputs, metadata.version)
 
 
 def _task(spec: TensorSpec, outputs: Mapping[str, TensorSpec]) -> Task | None:
