@@ -2,7 +2,8 @@
 
 Inputs go as raw data behind the JSON head (the extension for binary data, which KServe and Triton have) where JSON
 cannot hold them, as bytes that are no UTF-8 such as pictures, or where they are large; small ones go as JSON, which
-every server reads.
+every server reads. (kserve 0.21's own Python server takes raw numbers, but answers 500 to raw bytes that are no UTF-8;
+its gRPC takes them.)
 """
 
 import json
