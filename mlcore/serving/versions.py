@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -99,7 +99,7 @@ def versions(
         action: What to do.
         version: The version that promote makes the highest.
         keep: Versions that prune leaves, the highest first; those that are set aside count as well.
-        server: host:port of a server to ask which versions it has.
+        server: host:port of a server to ask which versions it has; prune removes none of them.
         protocol: How the servers speak.
         model_name: Name of the model on the servers. Default: the name of the directory.
         deadline_s: Longest time that a server is asked, in seconds.
@@ -110,7 +110,7 @@ def versions(
     Raises:
         UsageError: There is no such directory or version, or nothing to roll back to.
         DataError: A number is there twice, or a version has an unreadable model.json.
-        TransientError: The directory cannot be written.
+        TransientError: The directory changed meanwhile, or a server that prune should ask does not answer.
     """
     if not models_dir.is_dir():
         raise UsageError(
@@ -121,6 +121,9 @@ def versions(
     if version is not None and action != "promote":
         raise UsageError(f"--version={version} is for promote, not for {action}")
     _check_twice(models_dir)
+    name = model_name or models_dir.resolve().name
+    # Before anything is removed: what a server still has stays.
+    held = _served(server, protocol, name, deadline_s, must_answer=action == "prune")
     removed: tuple[int, ...] = ()
     try:
         if action == "promote":
@@ -130,13 +133,12 @@ def versions(
         elif action == "rollback":
             rollback(models_dir)
         elif action == "prune":
-            removed = prune(models_dir, keep)
+            removed = prune(models_dir, keep, {number for states in held.values() for number in states})
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UsageError(f"--models-dir={models_dir}: cannot be written ({error.strerror})") from error
         raise TransientError(f"{models_dir}: {error.strerror or error} ({error.filename})") from error
     if action == "list" or server:
-        held = _served(server, protocol, model_name or models_dir.resolve().name, deadline_s)
         print(_table(describe(models_dir, held)))
     seen = tuple(list_versions(models_dir))
     return VersionsResult(
@@ -181,8 +183,13 @@ def rollback(base: Path) -> int:
     return seen[-2]
 
 
-def prune(base: Path, keep: int) -> tuple[int, ...]:
+def prune(base: Path, keep: int, served: Collection[int] = ()) -> tuple[int, ...]:
     """Remove the oldest versions, so that `keep` are left; the highest that servers see is never removed.
+
+    Args:
+        base: Directory of the versions.
+        keep: How many are left, at least.
+        served: Further versions that stay.
 
     Returns:
         The numbers that were removed.
@@ -194,12 +201,12 @@ def prune(base: Path, keep: int) -> tuple[int, ...]:
     every = sorted({*seen, *aside}, reverse=True)
     kept = [number for number in every if number == serving][:keep]
     kept += [number for number in every if number != serving][: keep - len(kept)]
-    removed = tuple(sorted(set(every) - set(kept)))
+    removed = tuple(sorted(set(every) - set(kept) - set(served)))
     for number in removed:
         folder = _retired_folder(base)
         folder.mkdir(exist_ok=True)
         _remember(base, max(every))
-        doomed = folder / f"{_DELETED}{number}-{os.getpid()}"
+        doomed = folder / f"{_DELETED}{os.getpid()}-{number}"
         (seen.get(number) or aside[number]).rename(doomed)
         shutil.rmtree(doomed)
         log.info("version %d is removed", number)
@@ -280,8 +287,10 @@ def _numbers(metrics: Any, prefix: str = "") -> dict[str, float]:
     return numbers
 
 
-def _served(servers: tuple[str, ...], protocol: Any, model_name: str, deadline_s: float) -> dict[str, dict[int, str]]:
-    """Server -> version -> state; a server that does not answer is named in a warning."""
+def _served(
+    servers: tuple[str, ...], protocol: Any, model_name: str, deadline_s: float, *, must_answer: bool
+) -> dict[str, dict[int, str]]:
+    """Server -> version -> state; a server that does not answer is named in a warning, or an error if it must."""
     if not servers:
         return {}
     from mlcore.serving.clients import connect
@@ -292,6 +301,8 @@ def _served(servers: tuple[str, ...], protocol: Any, model_name: str, deadline_s
             try:
                 held[server] = client.versions()
             except (TransientError, UsageError, DataError) as error:
+                if must_answer:
+                    raise
                 log.warning("%s", error)
     return held
 
