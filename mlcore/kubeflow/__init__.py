@@ -1,0 +1,1 @@
+"""Kubeflow: launch a TFJob, deploy an InferenceService, try a TFJob on one machine; no TensorFlow."""
