@@ -102,7 +102,8 @@ UNDECIDED = {
         {"Worker": 2, "successPolicy": "AllWorkers"}, ("Worker 0 Succeeded", "Worker 1 Running"),
     ),
     "a dynamic worker failed": (
-        {"Chief": 1, "Worker": 2, "enableDynamicWorker": True}, ("Chief 0 Running", "Worker 0 Failed 1", "Worker 1 Running"),
+        {"Chief": 1, "Worker": 2, "enableDynamicWorker": True},
+        ("Chief 0 Running", "Worker 0 Failed 1", "Worker 1 Running"),
     ),
     "the ps completed": ({"PS": 1, "Worker": 1}, ("PS 0 Succeeded", "Worker 0 Running")),
 }  # fmt: skip
