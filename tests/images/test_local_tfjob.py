@@ -2,6 +2,8 @@
 
 import re
 import signal
+import subprocess
+import sys
 import time
 import uuid
 
@@ -81,7 +83,6 @@ for _ in range(2):
     connection.close()
 print("called twice")
 """
-WAIT = "import time; print('waiting'); time.sleep(600)"
 POLITE = """
 import signal, sys, time
 def leave(*_):
@@ -121,7 +122,7 @@ def test_replicas_find_each_other_by_the_operators_names(tiny):
 
 def test_exit_code_from_128_makes_the_pod_anew(tiny, counting):
     pod, volume = counting
-    job = tiny({"Chief": (ONCE_138.format(code=138), "ExitCode", 1, pod), "PS": WAIT}, cleanPodPolicy="All")
+    job = tiny({"Chief": (ONCE_138.format(code=138), "ExitCode", 1, pod), "PS": POLITE}, cleanPodPolicy="All")
     assert job.run(volume) == 0, job.tail()
     assert re.findall(r"\| (first|again) (.*)$", job.stdout, re.MULTILINE) == [
         ("first", "[] False"),
@@ -142,7 +143,7 @@ def test_on_failure_restarts_the_container_in_its_pod(tiny, counting):
 
 
 def test_exit_code_below_128_fails_the_job(tiny):
-    job = tiny({"Chief": WAIT, "Worker": "raise SystemExit(65)"}, cleanPodPolicy="Running")
+    job = tiny({"Chief": POLITE, "Worker": "raise SystemExit(65)"}, cleanPodPolicy="Running")
     assert job.run() == 65, job.tail()
     assert job.stderr.endswith(
         f"mlcore local-tfjob: error: TFJob test/{job.name} has failed: 1 Worker replica(s) failed: "
@@ -187,14 +188,14 @@ def test_all_workers_have_to_complete_where_the_policy_says_so(tiny):
 
 
 def test_deadline_is_exit_75_and_nothing_stays(tiny):
-    job = tiny({"Chief": WAIT, "Worker": POLITE}, activeDeadlineSeconds=3)
+    job = tiny({"Chief": POLITE, "Worker": POLITE}, activeDeadlineSeconds=3)
     assert job.run() == 75, job.tail()
     assert "was active longer than activeDeadlineSeconds (3)" in job.stderr
     assert job.left() == NONE
 
 
 def test_backoff_limit_ends_restarts_in_place(tiny):
-    job = tiny({"Chief": WAIT, "Worker": ("raise SystemExit(1)", "OnFailure", 1, {})}, backoffLimit=1)
+    job = tiny({"Chief": POLITE, "Worker": ("raise SystemExit(1)", "OnFailure", 1, {})}, backoffLimit=1)
     assert job.run() == 65, job.tail()
     assert "it has reached backoffLimit (1)" in job.stderr
     assert job.left() == NONE
@@ -226,7 +227,7 @@ def test_second_interrupt_kills_what_does_not_want_to_end(tiny):
 
 
 def test_killed_container_and_removed_one_are_made_again(tiny):
-    job = tiny({"Chief": POLITE, "Worker": WAIT}).start()
+    job = tiny({"Chief": POLITE, "Worker": POLITE}).start()
     worker = f"{job.name}-worker-0"
     job.wait_for(rf"{worker} +\| waiting")
     docker("kill", "--signal=KILL", worker)
@@ -242,8 +243,20 @@ def test_killed_container_and_removed_one_are_made_again(tiny):
     assert job.table()[worker][2] == 2
 
 
+def test_reader_that_goes_away_does_not_hold_up_the_job(tiny):
+    script = "for n in range(20000): print('line', n)\nprint('x' * 100)"
+    job = tiny({"Chief": script}, cleanPodPolicy="All")
+    command = [sys.executable, "-m", "mlcore", "local-tfjob", f"--manifest={job.manifest}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert b"| line" in process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(60) == 128 + signal.SIGPIPE, process.stderr.read()
+    process.stderr.close()
+    assert job.left() == NONE
+
+
 def test_killed_tool_leaves_what_its_next_run_removes(tiny):
-    job = tiny({"Chief": "import time; time.sleep(4)", "PS": WAIT}, cleanPodPolicy="All").start()
+    job = tiny({"Chief": "import time; time.sleep(4)", "PS": POLITE}, cleanPodPolicy="All").start()
     job.wait_for("waiting")
     job.process.kill()
     job.process.wait()
@@ -343,7 +356,7 @@ def test_image_that_is_nowhere_is_exit_2_and_names_its_field(tiny):
 
 
 def test_option_that_the_engine_refuses_ends_the_job_without_leftovers(tiny):
-    job = tiny({"Chief": WAIT, "Worker": ("", "Never", 1, {"container": {"workingDir": "not/absolute"}})})
+    job = tiny({"Chief": POLITE, "Worker": ("", "Never", 1, {"container": {"workingDir": "not/absolute"}})})
     assert job.run() == 2, job.tail()
     assert "not/absolute" in job.stderr.splitlines()[-1]
     assert job.left() == NONE

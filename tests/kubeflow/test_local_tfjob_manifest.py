@@ -79,6 +79,7 @@ REFUSED = {
     "name with capitals": (put("metadata", "name", "MyJob"), "metadata.name=MyJob: must be a DNS-1035 label"),
     "name that begins with a digit": (put("metadata", "name", "1job"), "metadata.name=1job: must be a DNS-1035 label"),
     "name of 64 letters": (put("metadata", "name", "a" * 64), "must be a DNS-1035 label"),
+    "name too long for a Service": (put("metadata", "name", "a" * 55), "too long: there can be no Service aaa"),
     "no name": (put("metadata", "name", None), "metadata.name: must be given"),
     "other version": (put("apiVersion", "kubeflow.org/v2"), "apiVersion=kubeflow.org/v2: expected kubeflow.org/v1"),
     "no replicas": (put("spec", "tfReplicaSpecs", None), "spec.tfReplicaSpecs: must be given"),

@@ -1,5 +1,6 @@
 """What containers print, line by line, with the name of their pod before each line."""
 
+import contextlib
 import subprocess
 import sys
 import threading
@@ -40,7 +41,7 @@ class Follower:
     def __init__(self, engine: Engine, container: str, name: str, console: Console, since: float = 0) -> None:
         self._name, self._console = name, console
         self._process = subprocess.Popen(
-            [engine.command, "logs", "--follow", f"--since={since:.3f}", container],
+            [engine.command, "logs", "--follow", *([f"--since={since:.3f}"] if since else []), container],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True, errors="replace", start_new_session=True,
         )  # fmt: skip
@@ -53,7 +54,9 @@ class Follower:
 
     def _copy(self, source: IO[str], stream: IO[str]) -> None:
         for line in source:
-            self._console.write(self._name, line.rstrip("\n"), stream)
+            # Our reader may be gone (`| head`); the rest is still taken, or the container could not go on.
+            with contextlib.suppress(OSError, ValueError):
+                self._console.write(self._name, line.rstrip("\n"), stream)
 
     def wait(self) -> None:
         """Return when the container has ended, or nothing more is to be had of it."""

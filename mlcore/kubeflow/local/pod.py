@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 # What Kubernetes records for a container whose command cannot be started.
 _START_ERROR = 128
+_KILLED = 137
 _PAUSE_S = 0.5
 # A container that ran for so long begins with short delays again.
 _STEADY_S = 600.0
@@ -120,7 +121,6 @@ class Pod:
             self._engine.remove(name)
             self._engine.create(name, container, self._network)
             self._running = name
-            since = time.time() - 1
             trouble = self._engine.start(name)
         if trouble:
             log.warning("%s: cannot be started: %s", name, trouble)
@@ -128,17 +128,21 @@ class Pod:
         if name == self.plan.name:
             self.phase = "Running"
             self._changed()
-        code = self._follow(name, since)
+        code = self._follow(name)
         self._running = None
         return code
 
-    def _follow(self, name: str, since: float) -> int | None:
-        """Print until the container has ended."""
+    def _follow(self, name: str) -> int | None:
+        """Print until the container has ended; its exit code, or None where it was removed."""
+        since = 0.0
         while True:
             self._follower = Follower(self._engine, name, self.plan.name, self._console, since)
             self._follower.wait()
             since = time.time()
             state = self._engine.state(name)
+            if state is not None and not state.running and state.exit_code == _KILLED:
+                time.sleep(_PAUSE_S)  # `docker rm --force` kills before it removes
+                state = self._engine.state(name)
             if state is None:
                 self.gone = not self._stopping.is_set()
                 return None

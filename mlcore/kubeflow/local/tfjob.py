@@ -189,7 +189,7 @@ def parse_tfjob(node: Node, namespace: str | None = None) -> TFJob:
         raise policy.at("suspend").error("the operator would start nothing")
     if policy.at("managedBy").text(_OPERATOR) != _OPERATOR:
         raise policy.at("managedBy").error(f"the operator would leave it alone; expected {_OPERATOR}")
-    return TFJob(
+    job = TFJob(
         name=name.text(),
         namespace=chosen.text(namespace or "default"),
         replica_specs=_replica_specs(spec.at("tfReplicaSpecs")),
@@ -200,6 +200,11 @@ def parse_tfjob(node: Node, namespace: str | None = None) -> TFJob:
         active_deadline_s=policy.at("activeDeadlineSeconds").integer(minimum=1),
         ttl_s=policy.at("ttlSecondsAfterFinished").integer(),
     )
+    for kind, replicas in job.replica_specs.items():
+        longest = job.pod_name(kind, max(replicas.replicas - 1, 0))
+        if not _LABEL.fullmatch(longest):
+            raise name.error(f"too long: there can be no Service {longest}, which has {len(longest)} letters, not 63")
+    return job
 
 
 def _replica_specs(node: Node) -> dict[str, ReplicaSpec]:
