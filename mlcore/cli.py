@@ -34,6 +34,9 @@ STEPS = {
     "evaluate": "mlcore.detection.evaluate:evaluate",
     "export": "mlcore.detection.export:export",
     "predict": "mlcore.detection.predict:predict",
+    "serve": "mlcore.serving.serve:serve",
+    "verify": "mlcore.serving.verify:verify",
+    "versions": "mlcore.serving.versions:versions",
     "mnist-download": "mlcore.data.mnist:mnist_download",
     "mnist-train": "mlcore.mnist.train:mnist_train",
     "mnist-evaluate": "mlcore.mnist.evaluate:mnist_evaluate",
@@ -49,6 +52,9 @@ def _place_of(name: str) -> tuple[str, str]:
     """Module and function of a step or a tool."""
     module, _, function = (STEPS[name] if name in STEPS else TOOLS[name]).partition(":")
     return module, function
+
+
+_ALONE = "alone_"  # begins click's name of a value that stands alone on the command line
 
 
 def load_step(name: str) -> Callable[..., Any]:
@@ -188,7 +194,13 @@ def _command(
 
     text = parse(function.__doc__ or "")
     paragraphs = [text.short_description or "", text.long_description or ""]
-    options: list[click.Parameter] = [_option(parameter) for parameter in (*own, *common)]
+    # Never required here: the value may come from the flag, the environment or the file as well.
+    options: list[click.Parameter] = [
+        click.Argument([_ALONE + parameter.name], required=False, metavar=f"[{parameter.word}]")
+        for parameter in own
+        if parameter.positional
+    ]
+    options += [_option(parameter) for parameter in (*own, *common)]
     if all(parameter.flag != "--version" for parameter in own):  # `export --version` is the number of the model
         options.append(click.Option(["--version"], is_flag=True, is_eager=True, expose_value=False,
                                     callback=_print_version, help="Show the version and end."))  # fmt: skip
@@ -220,6 +232,8 @@ def _option(parameter: Parameter) -> click.Option:
         notes.append(str(parameter.bounds))
     if repeated:
         notes.append("may be repeated")
+    if parameter.positional:
+        notes.append(f"also without the flag, as {parameter.word}")
     if parameter.more_env:
         notes.append(f"also {', '.join(parameter.more_env)} in the environment")
     note = f"  [{'; '.join(notes)}]" if notes else ""
@@ -247,8 +261,13 @@ def _resolve(
         if name is not None:
             text = os.environ[name]
             values.append((name, text.split() if parameter.many or parameter.type is dict else text))
+        alone = given.get(_ALONE + parameter.name)
         if given.get(parameter.name) not in (None, ()):
+            if alone is not None:
+                raise UsageError(f"{parameter.flag}={given[parameter.name]}: given a second time as {alone}")
             values.append((parameter.flag, given[parameter.name]))
+        elif alone is not None:
+            values.append((parameter.word, alone))
         if parameter.type is dict and values:  # mappings add up
             merged: dict[str, Any] = {}
             for source, value in values:

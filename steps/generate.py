@@ -42,6 +42,8 @@ def row(parameter: Parameter) -> str:
         notes.append("One of " + ", ".join(f"`{choice}`" for choice in parameter.choices) + ".")
     elif parameter.bounds:
         notes.append(f"{str(parameter.bounds).capitalize()}.")
+    if parameter.positional:
+        notes.append(f"The value may stand alone, without the flag, as {parameter.word}.")
     if parameter.many or parameter.type is dict:
         notes.append("May be repeated.")
     environment = ", ".join(f"`{name}`" for name in parameter.env)

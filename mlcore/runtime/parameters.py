@@ -54,6 +54,11 @@ class Environment:
 
 
 @dataclass(frozen=True)
+class Positional:
+    """A parameter whose value may also stand alone on the command line, in the order of the signature."""
+
+
+@dataclass(frozen=True)
 class Parameter:
     """One parameter of a step.
 
@@ -67,6 +72,7 @@ class Parameter:
         help: Its text in the docstring.
         sections: Top-level keys of the YAML file that belong to it.
         more_env: Environment variables that it honours after its own.
+        positional: Whether its value may also stand alone on the command line.
     """
 
     name: str
@@ -78,11 +84,17 @@ class Parameter:
     help: str
     sections: tuple[str, ...] = ()
     more_env: tuple[str, ...] = ()
+    positional: bool = False
 
     @property
     def flag(self) -> str:
         """`--batch-size`."""
         return "--" + self.name.replace("_", "-")
+
+    @property
+    def word(self) -> str:
+        """`BATCH-SIZE`, what stands for a positional one in the usage line."""
+        return self.name.replace("_", "-").upper()
 
     @property
     def env(self) -> tuple[str, ...]:
@@ -242,7 +254,7 @@ def _parameter(name: str, hint: Any, default: Any, text: str) -> Parameter:
     bounds: Range | None = None
     sections: tuple[str, ...] = ()
     more_env: tuple[str, ...] = ()
-    many = False
+    many = positional = False
     while True:
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)
         if origin is typing.Annotated:
@@ -254,6 +266,8 @@ def _parameter(name: str, hint: Any, default: Any, text: str) -> Parameter:
                     sections = extra.names
                 elif isinstance(extra, Environment):
                     more_env = extra.names
+                elif isinstance(extra, Positional):
+                    positional = True
         elif origin in (typing.Union, types.UnionType):
             (hint,) = (argument for argument in arguments if argument is not types.NoneType)
         elif origin is tuple and arguments[1:] == (...,):
@@ -267,7 +281,7 @@ def _parameter(name: str, hint: Any, default: Any, text: str) -> Parameter:
         hint = dict
     if hint not in (str, int, float, bool, Path, dict):
         raise TypeError(f"{name}: {hint} cannot be given on a command line")
-    return Parameter(name, hint, many, choices, bounds, default, text, sections, more_env)
+    return Parameter(name, hint, many, choices, bounds, default, text, sections, more_env, positional)
 
 
 def step(function: Callable[P, R]) -> Callable[P, R]:

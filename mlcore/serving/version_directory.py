@@ -5,6 +5,8 @@
     <base>/<version>/assets.extra/label_map.pbtxt   of a detector
     <base>/<version>/_SUCCESS.json                  what it was made from
 
+    <base>/.retired/<version>/                      a version that is set aside; its number stays taken
+
 A version is a positive integer. A server polls the base and loads the highest number that it sees, so a version appears
 by one rename, whole. While it is written it has a name with a dot in front, which servers pass over.
 Nothing here imports TensorFlow.
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 SAVED_MODEL = "saved_model.pb"
 EXTRA = "assets.extra"
 MODEL_CARD = f"{EXTRA}/model.json"
+RETIRED = ".retired"
 LABEL_MAP = f"{EXTRA}/label_map.pbtxt"
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)
 
@@ -46,6 +49,11 @@ def list_versions(base: Path) -> dict[int, Path]:
         if (number := version_number(entry.name)) is not None and (entry / SAVED_MODEL).is_file()
     }
     return dict(sorted(found.items()))
+
+
+def retired_versions(base: Path) -> dict[int, Path]:
+    """Version -> directory of those that are set aside, the lowest first."""
+    return list_versions(base / RETIRED)
 
 
 def find_version(model: Path, flag: str = "--model") -> Path:
@@ -183,6 +191,17 @@ class VersionDirectory(OutputDirectory):
 
 
 def next_version(base: Path) -> int:
-    """One more than the highest number that any entry of a base directory has, a SavedModel or not."""
-    taken = [version_number(entry.name) or 0 for entry in base.iterdir()] if base.is_dir() else []
-    return max(taken, default=0) + 1
+    """One more than the highest number that any entry of a base directory has or had, a SavedModel or not.
+
+    Those that are set aside count, as do those that were removed: a number means one model for ever.
+    """
+    taken = [0]
+    for folder in (base, base / RETIRED):
+        if folder.is_dir():
+            # In .retired, `.highest-7` keeps the highest number that was removed.
+            taken += [
+                version_number(entry.name.rpartition("-")[2]) or 0
+                for entry in folder.iterdir()
+                if entry.name.isdecimal() or (folder != base and entry.name.startswith("."))
+            ]
+    return max(taken) + 1
