@@ -47,14 +47,13 @@ TOOLS = {
     "local-tfjob": "mlcore.kubeflow.local_tfjob:local_tfjob",
 }
 
+_ALONE = "alone_"  # begins click's name of a value that stands alone on the command line
+
 
 def _place_of(name: str) -> tuple[str, str]:
     """Module and function of a step or a tool."""
     module, _, function = (STEPS[name] if name in STEPS else TOOLS[name]).partition(":")
     return module, function
-
-
-_ALONE = "alone_"  # begins click's name of a value that stands alone on the command line
 
 
 def load_step(name: str) -> Callable[..., Any]:

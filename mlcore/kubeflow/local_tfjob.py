@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from mlcore.kubeflow.local.engine import Engine
 from mlcore.kubeflow.local.operator import Operator
@@ -13,7 +14,7 @@ from mlcore.kubeflow.local.pod_template import plan_pod
 from mlcore.kubeflow.local.preparations import advise, provide_images
 from mlcore.kubeflow.local.tfjob import Manifest, read_manifest
 from mlcore.runtime.errors import DataError, TransientError, UsageError
-from mlcore.runtime.parameters import step
+from mlcore.runtime.parameters import Positional, step
 from mlcore.runtime.signals import stop_flag
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class LocalTFJobResult:
 @step
 def local_tfjob(
     *,
-    manifest: Path,
+    manifest: Annotated[Path, Positional()],
     name: str | None = None,
     namespace: str | None = None,
     volume: tuple[str, ...] = (),

@@ -32,7 +32,7 @@ class LocalJob:
         """Begin to run it."""
         with self.out.open("wb") as out, self.err.open("wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "mlcore", "local-tfjob", f"--manifest={self.manifest}", *flags],
+                [sys.executable, "-m", "mlcore", "local-tfjob", str(self.manifest), *flags],
                 stdout=out, stderr=err, env={**os.environ, "PYTHONUNBUFFERED": "1"}, start_new_session=True,
             )  # fmt: skip
         return self

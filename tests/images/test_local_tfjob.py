@@ -246,7 +246,7 @@ def test_killed_container_and_removed_one_are_made_again(tiny):
 def test_reader_that_goes_away_does_not_hold_up_the_job(tiny):
     script = "for n in range(20000): print('line', n)\nprint('x' * 100)"
     job = tiny({"Chief": script}, cleanPodPolicy="All")
-    command = [sys.executable, "-m", "mlcore", "local-tfjob", f"--manifest={job.manifest}"]
+    command = [sys.executable, "-m", "mlcore", "local-tfjob", str(job.manifest)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert b"| line" in process.stdout.readline()
     process.stdout.close()

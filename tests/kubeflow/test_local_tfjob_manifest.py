@@ -130,7 +130,7 @@ REFUSED = {
 @pytest.mark.parametrize(("change", "words"), REFUSED.values(), ids=REFUSED)
 def test_bad_manifest_is_exit_2_and_one_line_that_names_the_field(capsys, tmp_path, change, words):
     path = write(tmp_path / "job.yaml", changed(change))
-    assert cli.main(["local-tfjob", f"--manifest={path}"]) == 2
+    assert cli.main(["local-tfjob", str(path)]) == 2
     err = capsys.readouterr().err
     assert words in err and err.count("\n") == 1
     assert err.startswith(f"mlcore local-tfjob: error: {path}: TFJob")

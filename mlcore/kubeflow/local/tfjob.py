@@ -140,7 +140,7 @@ def _documents(path: Path) -> Iterator[Node]:
         text = sys.stdin.read() if str(path) == "-" else path.read_text()
         documents = list(yaml.safe_load_all(text))
     except OSError as error:
-        raise UsageError(f"--manifest={path}: cannot be read ({error.strerror})") from error
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not YAML: {error}") from error
     for document in documents:
