@@ -120,7 +120,7 @@ def records(shared_data, tmp_path_factory) -> Path:
 
 
 def test_mnist_succeeds_with_a_worker_and_a_ps_killed_in_between(our_job, images, mnist_arrays):
-    ours = our_job("mnist", epochs="60", checkpoint_interval_s="1", learning_rate_schedule="constant")
+    ours = our_job("mnist", epochs="25", checkpoint_interval_s="1", learning_rate_schedule="constant")
     ours.fill(mnist_arrays, "/data/mnist/data", images["download"].reference)
     job = ours.job.start()
     saved = ours.wait_for_checkpoint()

@@ -88,7 +88,7 @@ class Engine:
             done.args, done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
         )
         if check and result.returncode != 0:
-            raise EngineError(f"docker {arguments[0]}: {_last_line(result.stderr)}")
+            raise EngineError(f"docker {arguments[0]}: {_reason(result.stderr)}")
         return result
 
     def containers(self, labels: Mapping[str, str], *, running: bool) -> list[str]:
@@ -104,7 +104,7 @@ class Engine:
     def start(self, name: str) -> str:
         """Start a container; what the engine says where it cannot, else empty."""
         result = self.call("start", name, check=False)
-        return _last_line(result.stderr) if result.returncode != 0 else ""
+        return _reason(result.stderr) if result.returncode != 0 else ""
 
     def state(self, name: str) -> ContainerState | None:
         """The state of a container; None where there is no such container any more."""
@@ -112,7 +112,7 @@ class Engine:
         if result.returncode != 0:
             if "no such container" in result.stderr.lower():
                 return None
-            raise EngineError(f"docker inspect: {_last_line(result.stderr)}")
+            raise EngineError(f"docker inspect: {_reason(result.stderr)}")
         state: dict[str, Any] = json.loads(result.stdout)
         reason = "out of memory" if state.get("OOMKilled") else state.get("Error", "")
         return ContainerState(bool(state["Running"]), int(state["ExitCode"]), reason)
@@ -148,11 +148,11 @@ class Engine:
                 here = self.call("image", "inspect", "--format={{.Config.User}}", plan.image)
             elif here.returncode == 0:
                 log.warning("%s cannot be pulled (%s); taking the one that is here", plan.image,
-                            _last_line(pulled.stderr))  # fmt: skip
+                            _reason(pulled.stderr))  # fmt: skip
             else:
                 raise UsageError(
                     f"{plan.image_path}={plan.image}: not on this machine, and not to be pulled: "
-                    f"{_last_line(pulled.stderr)}"
+                    f"{_reason(pulled.stderr)}"
                 )
         if here.returncode != 0:
             raise UsageError(f"{plan.image_path}={plan.image}: not on this machine, and imagePullPolicy is Never")
@@ -208,6 +208,8 @@ def _archive(volumes: Sequence[VolumePlan]) -> bytes:
     return buffer.getvalue()
 
 
-def _last_line(text: str) -> str:
-    lines = [line for line in text.strip().splitlines() if not line.startswith(("See 'docker", "Run 'docker"))]
-    return lines[-1].removeprefix("docker: ").strip() if lines else "no reason given"
+def _reason(text: str) -> str:
+    """What docker says is wrong, in one line."""
+    lines = [line.removeprefix("docker: ").strip() for line in text.splitlines() if line.strip()]
+    said = [line.partition("from daemon: ")[2] for line in lines if "from daemon: " in line]
+    return (said or lines or ["no reason given"])[0]
