@@ -44,25 +44,35 @@ STEPS = {
     "deploy": "mlcore.kubeflow.deploy:deploy",
 }
 
+# Beside the steps: for the people who develop with them. Neither images nor in steps/.
+TOOLS = {
+    "local-tfjob": "mlcore.kubeflow.local_tfjob:local_tfjob",
+}
 
 _ALONE = "alone_"  # begins click's name of a value that stands alone on the command line
 
 
+def _place_of(name: str) -> tuple[str, str]:
+    """Module and function of a step or a tool."""
+    module, _, function = (STEPS[name] if name in STEPS else TOOLS[name]).partition(":")
+    return module, function
+
+
 def load_step(name: str) -> Callable[..., Any]:
-    """The public function of a step."""
-    module, _, function = STEPS[name].partition(":")
+    """The public function of a step or a tool."""
+    module, function = _place_of(name)
     return getattr(importlib.import_module(module), function)
 
 
 def summary(name: str) -> str:
     """The first line of a step's docstring, read from its source: `mlcore --help` imports no step."""
-    module, _, function = STEPS[name].partition(":")
+    module, function = _place_of(name)
     spec = importlib.util.find_spec(module)
     assert spec is not None and spec.origin is not None
     for node in ast.parse(Path(spec.origin).read_text()).body:
         if isinstance(node, ast.FunctionDef) and node.name == function:
             return (ast.get_docstring(node) or "").partition("\n")[0]
-    raise LookupError(STEPS[name])
+    raise LookupError(f"{module}:{function}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,17 +85,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         click.echo(f"mlcore {__version__}")
         return 0
     name = arguments[0]
-    if name not in STEPS:
-        close = difflib.get_close_matches(name, STEPS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(STEPS)}"
+    if name not in STEPS and name not in TOOLS:
+        names = [*STEPS, *TOOLS]
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(names)}"
         click.echo(f"mlcore: error: no step {name!r}; {hint}", err=True)
         return UsageError.exit_code
     return run_step(name, arguments[1:])
 
 
 def _overview() -> str:
-    width = max(map(len, STEPS))
-    lines = [f"  {name:{width}}  {summary(name)}" for name in STEPS]
+    width = max(map(len, [*STEPS, *TOOLS]))
+    steps, tools = ([f"  {name:{width}}  {summary(name)}" for name in table] for table in (STEPS, TOOLS))
     return "\n".join(
         [
             "Usage: mlcore STEP [--flag=value ...]",
@@ -93,7 +104,10 @@ def _overview() -> str:
             "Take a vision model from raw data to a served version, one step at a time.",
             "",
             "Steps:",
-            *lines,
+            *steps,
+            "",
+            "Tools:",
+            *tools,
             "",
             "mlcore STEP --help explains every parameter of a step.",
         ]
