@@ -8,6 +8,7 @@ keeps what it has. The pipelines are not kept in the repository: they hold these
 """
 
 import argparse
+import importlib
 import os
 import re
 import sys
@@ -47,6 +48,20 @@ def images() -> str:
     return _HEAD + "".join(lines)
 
 
+def compile_pipelines(folder: Path) -> list[Path]:
+    """The pipelines as files that Pipelines takes."""
+    from kfp import compiler
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name in PIPELINES:
+        module = importlib.import_module(f"manifests.pipelines.{name}")
+        path = folder / f"{name}.yaml"
+        compiler.Compiler().compile(getattr(module, name), str(path))
+        paths.append(path)
+    return paths
+
+
 def main() -> int:
     """Write or check."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -59,7 +74,8 @@ def main() -> int:
         print(f"{IMAGES} is stale: run make manifests", file=sys.stderr)
         return 1
     IMAGES.write_text(images())
-    print(f"wrote {IMAGES}")
+    for path in (IMAGES, *compile_pipelines(arguments.output_dir)):
+        print(f"wrote {path}")
     return 0
 
 

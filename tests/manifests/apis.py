@@ -28,7 +28,7 @@ def definitions(folder: Path) -> Validator:
 
 
 def schemas(documents: Sequence[Document], kubeflow: Validator) -> list[str]:
-    """Strictly: unknown fields are errors. What stands inside other objects (trials, jobs of runtimes) is checked too."""
+    """Strictly: unknown fields are errors. What stands inside other objects (trials, jobs) is checked too."""
     problems = []
     for document in [*documents, *_inner(documents)]:
         found = kubeflow(document)

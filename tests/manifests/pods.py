@@ -1,4 +1,4 @@
-"""What is wrong with the pods of manifests: security, resources, volumes, images, names. Each check says what it found."""
+"""What is wrong with the pods of manifests: security, resources, volumes, images, names. Each check says what."""
 
 import posixpath
 import re

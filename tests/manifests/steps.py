@@ -74,7 +74,7 @@ def _arguments(container: Document) -> list[str]:
 
 def _wrong(parameter: Parameter, value: str, source: str) -> list[str]:
     try:
-        parameter.convert(value, source)
+        parameter.convert_all(value, source)
     except MlcoreError as error:
         return [str(error)]
     if parameter.name == "preset" and value not in presets():

@@ -101,7 +101,7 @@ MUTATIONS: list[tuple[str, str, Any, str]] = [
     ("annotations", "pets", lambda d: replica(d)["template"]["metadata"].pop("annotations"), "TFJob/pets Worker"),
     ("selectors", "pets", lambda d: find(d, "Service")["spec"].update(selector={"app": "x"}), "selects 0"),
     ("selectors", "pets", lambda d: find(d, "Service")["spec"]["ports"][0].update(targetPort="web"), "no port web"),
-    ("selectors", "pets", lambda d: find(d, "Deployment")["spec"]["selector"]["matchLabels"].update(app="x"), "not"),
+    ("selectors", "pets", lambda d: find(d, "Deployment")["spec"]["selector"]["matchLabels"].update(app="x"), "own"),
     ("selectors", "pets", lambda d: replace(find(d, "Deployment")["spec"]["template"]["spec"]["containers"][0]["args"],
      "--port=6006", "--port=6007"), "nothing listens"),
     # flags
