@@ -61,7 +61,7 @@ sbom:  ## packages and licences of each kind of image, in build/sbom
 # The development set first: the others take its versions, so that images run what the tests ran.
 REQUIREMENTS := docker/requirements
 IMAGE_LOCK := $(LOCK) -c $(REQUIREMENTS)/dev.txt
-# Download and extract read and write plain files: neither arrays, pictures, annotations nor reports.
+# Download and extract read and write plain files, launch and deploy talk to a cluster: neither arrays, pictures, annotations nor reports.
 NOT_FETCH := $(addprefix --no-emit-package=,numpy pillow lxml contextlib2 protobuf google-crc32c jinja2 markupsafe)
 # Asked for by TensorFlow and TensorBoard for what no step does: build packages, Keras 3, show pages.
 NOT_RUN := $(addprefix --no-emit-package=,setuptools wheel google-pasta keras namex optree rich markdown-it-py mdurl pygments \
@@ -75,7 +75,7 @@ lock:  ## resolve the requirement files with hashes from pyproject.toml
 	$(IMAGE_LOCK) pyproject.toml --extra image $(NOT_FETCH) -o $(REQUIREMENTS)/fetch.txt
 	$(IMAGE_LOCK) pyproject.toml --extra image -o $(REQUIREMENTS)/data.txt
 	$(IMAGE_LOCK) pyproject.toml --extra image --extra client -o $(REQUIREMENTS)/client.txt
-	$(IMAGE_LOCK) pyproject.toml --extra image --extra kubeflow -o $(REQUIREMENTS)/kubeflow.txt
+	$(IMAGE_LOCK) pyproject.toml --extra image --extra kubeflow $(NOT_FETCH) -o $(REQUIREMENTS)/kubeflow.txt
 	$(IMAGE_LOCK) pyproject.toml --extra image --extra tf $(REQUIREMENTS)/tensorflow.in $(NOT_RUN) -o $(REQUIREMENTS)/tensorflow.txt
 	$(IMAGE_LOCK) pyproject.toml --extra image --extra serving $(REQUIREMENTS)/tensorflow.in $(filter-out %=grpcio,$(NOT_RUN)) -o $(REQUIREMENTS)/serving.txt
 	$(IMAGE_LOCK) pyproject.toml --extra image --extra predict $(REQUIREMENTS)/tensorflow.in $(NOT_RUN) -o $(REQUIREMENTS)/predict.txt

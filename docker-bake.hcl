@@ -26,6 +26,8 @@ variable "STEPS" {
     { name = "mnist-download", flavour = "data" },
     { name = "mnist-train", flavour = "tensorflow" },
     { name = "mnist-evaluate", flavour = "tensorflow" },
+    { name = "launch", flavour = "kubeflow" },
+    { name = "deploy", flavour = "kubeflow" },
   ]
 }
 

@@ -39,6 +39,8 @@ STEPS = {
     "mnist-download": "mlcore.data.mnist:mnist_download",
     "mnist-train": "mlcore.mnist.train:mnist_train",
     "mnist-evaluate": "mlcore.mnist.evaluate:mnist_evaluate",
+    "launch": "mlcore.kubeflow.launch:launch",
+    "deploy": "mlcore.kubeflow.deploy:deploy",
 }
 
 
