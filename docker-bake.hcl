@@ -23,6 +23,7 @@ variable "STEPS" {
     { name = "evaluate", flavour = "detection" },
     { name = "export", flavour = "detection" },
     { name = "predict", flavour = "predict" },
+    { name = "serve", flavour = "serving" },
     { name = "mnist-download", flavour = "data" },
     { name = "mnist-train", flavour = "tensorflow" },
     { name = "mnist-evaluate", flavour = "tensorflow" },

@@ -36,6 +36,7 @@ STEPS = {
     "evaluate": "mlcore.detection.evaluate:evaluate",
     "export": "mlcore.detection.export:export",
     "predict": "mlcore.detection.predict:predict",
+    "serve": "mlcore.serving.serve:serve",
     "mnist-download": "mlcore.data.mnist:mnist_download",
     "mnist-train": "mlcore.mnist.train:mnist_train",
     "mnist-evaluate": "mlcore.mnist.evaluate:mnist_evaluate",
