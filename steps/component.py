@@ -89,6 +89,7 @@ def _outputs(function: Callable[..., Any]) -> list[dict[str, Any]]:
     return [
         {"name": field.name, "type": _result_type(hints[field.name]), "description": texts[field.name]}
         for field in dataclasses.fields(returned)
+        if field.name not in (METRICS, REPORT)  # that of launch is a mapping of numbers: the artifact has them
     ]
 
 

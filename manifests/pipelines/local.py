@@ -3,8 +3,8 @@
     python -m manifests.pipelines.local mnist --volume=mnist epochs=3
     python -m manifests.pipelines.local mnist --volume=mnist --network=host 'mirror=["http://127.0.0.1:8000"]'
 
-The volume of the engine stands for the claim; numbers and reports are in --root. Whether a run succeeded is told by what
-is there afterwards: the runner takes a container that is gone before it looks for a success.
+The volume of the engine stands for the claim; numbers and reports are in --root. What is there afterwards tells whether
+a run succeeded: the runner takes a container that is gone before it looks for a success.
 """
 
 import argparse
@@ -49,8 +49,9 @@ def run(pipeline: str, volume: str, root: Path, network: str, parameters: dict[s
         network: Network of the containers.
         parameters: Parameters of the pipeline that differ from its defaults.
     """
-    import docker
     from kfp import local
+
+    import docker
 
     root = root.resolve()
     root.mkdir(parents=True, exist_ok=True)

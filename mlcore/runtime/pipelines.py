@@ -80,11 +80,14 @@ def local_path(uri: str) -> Path:
 
 
 def _numbers(results: Mapping[str, Any]) -> dict[str, float]:
-    return {
-        name: value
-        for name, value in results.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    }
+    """The finite numbers among results, and those in mappings of them."""
+    found: dict[str, float] = {}
+    for name, value in results.items():
+        if isinstance(value, Mapping):
+            found |= _numbers(value)
+        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            found[name] = value
+    return found
 
 
 def _copy_report(folders: Sequence[Path], target: Path) -> None:

@@ -151,6 +151,11 @@ def _predictor(predictor: Document, runtimes: Mapping[str, Any], claims: Collect
     problems = []
     if not 1 <= predictor.get("canaryTrafficPercent", 1) <= 99:
         problems.append("canaryTrafficPercent is not from 1 to 99")
+    for container in predictor.get("containers", []):
+        ports = [port["containerPort"] for port in container.get("ports", [])]
+        asked = container.get("readinessProbe", {}).get("httpGet", {})
+        if ports != [8080] or asked.get("port") != 8080 or flags(container).get("--http-port") != ["8080"]:
+            problems.append(f"ports {ports}: expected the one that is asked, 8080")
     uris = [entry.get("value", "") for container in predictor.get("containers", [])
             for entry in container.get("env", []) if entry["name"] == "STORAGE_URI"]  # fmt: skip
     if model := predictor.get("model"):

@@ -63,6 +63,7 @@ CHECKS = {
     "names": pods.names,
     "annotations": pods.annotations,
     "selectors": pods.selectors,
+    "access": pods.access,
     "arguments": steps.arguments,
     "exit_codes": steps.exit_codes,
     "clusters": steps.clusters,

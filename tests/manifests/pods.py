@@ -4,12 +4,15 @@ import posixpath
 import re
 from collections.abc import Sequence
 
+from mlcore.kubeflow.inference_service import RESOURCE as SERVICE
+from mlcore.kubeflow.job_kinds import JOB_KINDS
 from tests.manifests.rendering import (
     COMMAND,
     ROLES,
     WAIT,
     Document,
     Workload,
+    environment,
     flags,
     is_ours,
     label,
@@ -30,8 +33,7 @@ def security(documents: Sequence[Document]) -> list[str]:
     for workload in workloads(documents):
         problems += _pod_security(workload.name, workload.pod, workload.containers)
     for service in of_kind(documents, "InferenceService"):
-        predictor = service["spec"]["predictor"]
-        problems += _pod_security(label(service), predictor, predictor.get("containers", []))
+        problems += _pod_security(label(service), service["spec"]["predictor"], ())
     for runtime in of_kind(documents, "ServingRuntime"):
         problems += _pod_security(label(runtime), runtime["spec"], runtime["spec"]["containers"], own_context=False)
     return problems
@@ -85,6 +87,33 @@ def resources(documents: Sequence[Document]) -> list[str]:
     return problems
 
 
+def access(documents: Sequence[Document]) -> list[str]:
+    """The Role allows what launch and deploy ask for, and nothing of other kinds; it is bound to a known account."""
+    problems = []
+    verbs = {"get", "list", "watch", "create", "patch", "delete"}
+    wanted = {(kind.resource.group, kind.resource.plural): verbs for kind in JOB_KINDS}
+    wanted[SERVICE.group, SERVICE.plural] = verbs
+    wanted |= {("", name): {"get", "list", "watch"} for name in ("pods", "pods/log", "events")}
+    for role in of_kind(documents, "Role"):
+        given = {
+            (group, resource): set(rule["verbs"])
+            for rule in role["rules"]
+            for group in rule["apiGroups"]
+            for resource in rule["resources"]
+        }
+        for key in sorted({*wanted, *given}):
+            if given.get(key) != wanted.get(key):
+                problems.append(f"{label(role)}: {key}: {given.get(key)}, expected {wanted.get(key)}")
+    accounts = {entry["metadata"]["name"] for entry in of_kind(documents, "ServiceAccount")}
+    roles = {entry["metadata"]["name"] for entry in of_kind(documents, "Role")}
+    for binding in of_kind(documents, "RoleBinding"):
+        if binding["roleRef"]["name"] not in roles:
+            problems.append(f"{label(binding)}: no Role {binding['roleRef']['name']}")
+        if not accounts & {subject["name"] for subject in binding["subjects"]}:
+            problems.append(f"{label(binding)}: none of {sorted(accounts)} is bound")
+    return problems
+
+
 def fits(documents: Sequence[Document], cores: float, memory: float) -> list[str]:
     """Whether all pods, which start at once and wait for each other, can be there at the same time."""
     total = {"cpu": 0.0, "memory": 0.0}
@@ -130,6 +159,8 @@ def _paths(container: Document, mounts: Sequence[Document], workload: Workload) 
     places = {entry["mountPath"]: not entry.get("readOnly", False) for entry in mounts}
     if collected:
         places[collected] = True
+    if "STORAGE_URI" in environment(container):  # KServe mounts it there
+        places["/mnt/models"] = False
     for flag, values in flags(container).items():
         for value in values:
             if not value.startswith("/"):
@@ -150,8 +181,6 @@ def images(documents: Sequence[Document], known: Sequence[str]) -> list[str]:
     containers = [(workload.name, entry) for workload in workloads(documents) for entry in workload.containers]
     for runtime in of_kind(documents, "ServingRuntime"):
         containers += [(label(runtime), entry) for entry in runtime["spec"]["containers"]]
-    for service in of_kind(documents, "InferenceService"):
-        containers += [(label(service), entry) for entry in service["spec"]["predictor"].get("containers", [])]
     for name, container in containers:
         if container["image"] not in known:
             problems.append(f"{name}: {container['image']} is not in manifests/images")
@@ -208,7 +237,8 @@ def annotations(documents: Sequence[Document]) -> list[str]:
     return [
         f"{workload.name}: annotation {_ISTIO} is not false"
         for workload in workloads(documents)
-        if workload.template.get("metadata", {}).get("annotations", {}).get(_ISTIO) != "false"
+        if workload.kind != "InferenceService"
+        and workload.template.get("metadata", {}).get("annotations", {}).get(_ISTIO) != "false"
     ]
 
 

@@ -130,6 +130,8 @@ def _of(document: Document, owner: str, documents: Sequence[Document]) -> Iterat
             job_spec = job["template"]["spec"]
             yield Workload(owner, kind, job_spec["template"], "node", {"kind": kind, "metadata": {}, "spec": job_spec},
                            replicas=spec["mlPolicy"]["numNodes"])  # fmt: skip
+    elif kind == "InferenceService" and "containers" in spec["predictor"]:
+        yield Workload(owner, kind, {"spec": spec["predictor"]}, "kserve-container", document)
     elif kind == "TrainJob":
         runtimes = of_kind(documents, "ClusterTrainingRuntime")
         if runtimes:

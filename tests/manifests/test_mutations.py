@@ -104,6 +104,11 @@ MUTATIONS: list[tuple[str, str, Any, str]] = [
     ("selectors", "pets", lambda d: find(d, "Deployment")["spec"]["selector"]["matchLabels"].update(app="x"), "own"),
     ("selectors", "pets", lambda d: replace(find(d, "Deployment")["spec"]["template"]["spec"]["containers"][0]["args"],
      "--port=6006", "--port=6007"), "nothing listens"),
+    # what launch and deploy may do
+    ("access", "access", lambda d: find(d, "Role")["rules"][0]["verbs"].remove("patch"), "('kubeflow.org', "),
+    ("access", "access", lambda d: find(d, "Role")["rules"][4]["resources"].append("secrets"), "secrets"),
+    ("access", "access", lambda d: find(d, "RoleBinding")["roleRef"].update(name="x"), "no Role x"),
+    ("access", "access", lambda d: find(d, "RoleBinding")["subjects"].pop(0), "is bound"),
     # flags
     ("arguments", "pets", lambda d: step(d)["args"].append("--no-such=1"), "convert has no --no-such"),
     ("arguments", "pets", lambda d: replace(step(d)["args"], "--target=heads", "--target=tails"), "expected one of"),
@@ -188,6 +193,11 @@ MUTATIONS: list[tuple[str, str, Any, str]] = [
     ("katib", "katib-mnist", lambda d: find(d, "Experiment")["spec"]["parameters"][0]["feasibleSpace"].update(
      min="1"), "not below max"),
     # KServe
+    ("arguments", "pets-serve", lambda d: predictor(d)["containers"][0]["args"].append("--x=1"), "serve has no --x"),
+    ("volumes", "pets-serve", lambda d: replace(predictor(d)["containers"][0]["args"], "--models-dir=/mnt/models",
+     "--models-dir=/models"), "no volume is mounted there"),
+    ("kserve", "pets-serve", lambda d: predictor(d)["containers"][0].pop("env"), "no storageUri"),
+    ("kserve", "pets-serve", lambda d: predictor(d)["containers"][0]["ports"][0].update(containerPort=8081), "port"),
     ("kserve", "pets", lambda d: predictor(d)["model"].update(runtime="other"), "no runtime other"),
     ("kserve", "pets", lambda d: predictor(d)["model"].update(protocolVersion="v2"), "does not speak v2"),
     ("kserve", "pets", lambda d: predictor(d)["model"].update(modelFormat={"name": "onnx"}), "does not know"),
