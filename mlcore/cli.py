@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import click
@@ -22,6 +23,7 @@ from mlcore.runtime import logs, results
 from mlcore.runtime.errors import EXIT_BUG, MlcoreError, Stopped, UsageError
 from mlcore.runtime.outputs import atomic_file
 from mlcore.runtime.parameters import Parameter, merge, parameters_of
+from mlcore.runtime.pipelines import ExecutorInput
 from mlcore.runtime.signals import raise_on_stop
 
 log = logging.getLogger(__name__)
@@ -149,6 +151,7 @@ def _common(
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO",
     log_format: logs.LogFormat = "text",
     result_file: tuple[str, ...] = (),
+    executor_input: str | None = None,
 ) -> None:
     """Parameters that every step has on the command line.
 
@@ -158,6 +161,8 @@ def _common(
         log_format: Form of the log lines; json for log collectors.
         result_file: NAME=PATH: write the result NAME of the step to the file PATH as well, as Pipelines wants its
             output parameters.
+        executor_input: What Pipelines knows of its task ({{$}}): its inputs are parameters where no flag is given; the
+            numbers and the report of the step become artifacts that it shows.
     """
 
 
@@ -175,8 +180,10 @@ def _run(name: str, arguments: list[str]) -> int:
     options = {parameter.name: parameter.default for parameter in common} | _resolve(common, given, {}, None)
     logs.configure(options["log_level"], options["log_format"])
     files = _result_files(options["result_file"], function)
+    pipeline = ExecutorInput(options["executor_input"]) if options["executor_input"] else None
     config = _read_config(options["config"], own) if options["config"] else {}
-    result = function(**_resolve(own, given, config, options["config"]))
+    values = _resolve(own, given, config, options["config"], pipeline.values if pipeline else {})
+    result = function(**values)
     named = results.as_mapping(result)
     results.print_results(named)
     for result_name, path in files.items():
@@ -184,6 +191,9 @@ def _run(name: str, arguments: list[str]) -> int:
             continue
         with atomic_file(path) as temporary:
             temporary.write_text(results.as_text(named[result_name]))
+    if pipeline:
+        places = [source.get(name) for source in (values, named) for name in ("output_dir", "model_dir")]
+        pipeline.write(named, [Path(place) for place in places if place])
     return 0
 
 
@@ -249,7 +259,11 @@ def _option(parameter: Parameter) -> click.Option:
 
 
 def _resolve(
-    parameters: Sequence[Parameter], given: Mapping[str, Any], config: Mapping[str, Any], config_path: Path | None
+    parameters: Sequence[Parameter],
+    given: Mapping[str, Any],
+    config: Mapping[str, Any],
+    config_path: Path | None,
+    pipeline: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The arguments of a step. A parameter that nobody gave is absent, so that the step's own default holds."""
     arguments = {}
@@ -258,6 +272,8 @@ def _resolve(
         values: list[tuple[str, Any]] = []  # (source, value), the weakest first
         if parameter.name in config:
             values.append((f"{config_path}: {parameter.name}", config[parameter.name]))
+        if parameter.name in pipeline:
+            values.append((f"--executor-input: {parameter.name}", pipeline[parameter.name]))
         name = next((name for name in parameter.env if os.environ.get(name)), None)
         if name is not None:
             text = os.environ[name]

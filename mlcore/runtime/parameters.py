@@ -7,6 +7,7 @@ all made from the `Parameter` objects of `parameters_of`.
 import collections.abc
 import functools
 import inspect
+import json
 import math
 import types
 import typing
@@ -175,6 +176,8 @@ class Parameter:
     def convert_all(self, values: Any, source: str) -> Any:
         """The parameter's value from one value, or from several where it takes several.
 
+        Several may also come as the text of a JSON list, as Pipelines passes them: `["a", "b"]`.
+
         Raises:
             UsageError: As `convert`.
         """
@@ -187,7 +190,18 @@ class Parameter:
             return self.convert(values, source)
         if isinstance(values, str | Path) or not isinstance(values, collections.abc.Iterable):
             values = (values,)
-        return tuple(self.convert(value, source) for value in values)
+        return tuple(self.convert(value, source) for text in values for value in _listed(text))
+
+
+def _listed(value: Any) -> list[Any]:
+    """The members of the text of a JSON list; any other value as the only one."""
+    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+        try:
+            members: list[Any] = json.loads(value)
+        except ValueError:  # such as the pattern [ab]*.[jp]
+            return [value]
+        return members
+    return [value]
 
 
 def _shown(value: Any) -> str:
@@ -205,11 +219,13 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mapping(value: Any) -> dict[str, Any]:
-    """`{"a": {"b": 3}}` from itself or from the text `a.b=3`, whose value is YAML."""
+    """`{"a": {"b": 3}}` from itself, from its JSON text, or from the text `a.b=3`, whose value is YAML."""
     if isinstance(value, Mapping):
         return dict(value)
     if not isinstance(value, str):
         raise TypeError
+    if value.startswith("{"):
+        return dict(json.loads(value))
     import yaml  # late: few runs need it
 
     path, equals, text = value.partition("=")

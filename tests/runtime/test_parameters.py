@@ -148,3 +148,18 @@ def test_merge_keeps_every_leaf_of_the_stronger(base, over):
     merged = merge(base, over)
     assert merge(merged, over) == merged
     assert set(merged) == set(base) | set(over)
+
+
+def test_several_values_may_come_as_the_text_of_a_json_list():
+    url = by_name("url")
+    assert url.convert_all('["a", "b c"]', "--url") == ("a", "b c")
+    assert url.convert_all(['["a"]', "d"], "--url") == ("a", "d")
+    assert url.convert_all("[]", "--url") == ()
+    assert url.convert_all("[ab]*.[jp]", "--url") == ("[ab]*.[jp]",)  # no JSON: a pattern of file names
+
+
+def test_a_mapping_may_come_as_json_text():
+    overrides = by_name("overrides")
+    assert overrides.convert_all('{"task": {"x": 3}}', "--overrides") == {"task": {"x": 3}}
+    with pytest.raises(UsageError, match="--overrides"):
+        overrides.convert_all('{"task": ', "--overrides")

@@ -1,0 +1,49 @@
+"""The steps as components, with the image names of manifests/images, and how a task of a pipeline runs.
+
+Every task mounts one claim at /data. Pipelines' own cache is off: a step looks at what is on the volume, and is done in
+seconds where that was made from the same input; the cache would say so, too, after somebody has emptied the volume.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from kfp import components, dsl, kubernetes
+
+from manifests.generate import registry_and_tag
+
+MOUNT = "/data"
+CLAIM = "data"
+STEPS = Path(__file__).resolve().parent.parent.parent / "steps"
+
+
+def component(step: str) -> Any:
+    """A step as a component."""
+    registry, tag = registry_and_tag()
+    text = (STEPS / step / "component.yaml").read_text()
+    old = f"image: mlcore/{step}:latest\n"
+    assert text.count(old) == 1, f"{step}: no image"
+    return components.load_component_from_text(text.replace(old, f"image: {registry}/{step}:{tag}\n"))
+
+
+def on_volume(
+    task: dsl.PipelineTask, claim: Any, *, cpu: str, memory: str, memory_limit: str, retries: int = 3, timeout_s: int
+) -> dsl.PipelineTask:
+    """A task with the volume, its resources, and tries after a failure: a step goes on where it was.
+
+    Args:
+        task: The task.
+        claim: Name of the claim.
+        cpu: Cores to ask for.
+        memory: Memory to ask for.
+        memory_limit: Memory at which it is killed.
+        retries: Tries after the first.
+        timeout_s: Seconds after which a try is ended.
+    """
+    kubernetes.mount_pvc(task, pvc_name=claim, mount_path=MOUNT)
+    kubernetes.set_image_pull_policy(task, "IfNotPresent")
+    kubernetes.set_security_context(task, run_as_user=10001, run_as_group=0, run_as_non_root=True)
+    kubernetes.set_timeout(task, timeout_s)
+    kubernetes.add_pod_annotation(task, "sidecar.istio.io/inject", "false")
+    task.set_cpu_request(cpu).set_memory_request(memory).set_memory_limit(memory_limit)
+    task.set_retry(retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration="600s")
+    return task.set_caching_options(False)
