@@ -1,7 +1,7 @@
 """Members that train in step, each on its part of every batch: MultiWorkerMirroredStrategy and the life of a follower.
 
 The chief (worker 0 where there is none) leads as everywhere (`mlcore.cluster.chief`); the others follow: they come in
-when it gathers its team, do what it does step by step, write nothing that stays, and end when it is done. One that is
+when it gathers its team, do what it does step by step, write nothing, and end when it is done. One that is
 lost ends all the others with 138, and all go on from the last checkpoint. A stop is agreed upon: whoever is asked to,
 all end after the same step.
 """

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import tempfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from mlcore.cluster.chief import Chief, lead
 from mlcore.cluster.config import Cluster, StrategyName
 from mlcore.cluster.evaluation import Evaluation, evaluate_continuously, read_evaluation
+from mlcore.cluster.saving import save_own_values
 from mlcore.cluster.team import Team, follow
 from mlcore.cluster.timeouts import Timeouts
 from mlcore.data.records import RecordSet
@@ -194,12 +194,13 @@ def _crew_of_team(
     if leads:
         team.agree(False)
     team.check_same("step", trainer.steps_done())
+    save_own_values(trainer.model.variables)
     dataset = make_dataset(strategy, trainer, training.records, seed=training.seed, deterministic=deterministic)
     return _Crew(trainer, LocalRunner(trainer, strategy, dataset, team.agree), contextlib.nullcontext())
 
 
 def follow_run(cluster: Cluster, model_dir: Path, training: Training) -> None:
-    """The part of a member that trains in step with the chief: the same loop, but nothing of it stays.
+    """The part of a member that trains in step with the chief: the same loop, but it writes nothing.
 
     Raises:
         RestartError: The chief or another member is lost.
@@ -217,18 +218,9 @@ def follow_run(cluster: Cluster, model_dir: Path, training: Training) -> None:
         from mlcore.detection.loop import TrainingLoop
 
         crew = _crew_of_team(team, config, model_dir, training, deterministic=deterministic, leads=False)
-        config.trainer.max_to_keep = 1
-        # Reading what each member has its own version of, such as batch statistics, takes all of them: so all save.
-        with tempfile.TemporaryDirectory(prefix="mlcore-") as scratch:
-            loop = TrainingLoop(
-                crew.trainer,
-                crew.runner,
-                _plan_of_loop(plan, cluster, training),
-                Path(scratch),
-                report=lambda **_: None,
-            )
-            with crew.scope:
-                loop.run()
+        loop_plan = _plan_of_loop(plan, cluster, training)
+        with crew.scope:
+            TrainingLoop(crew.trainer, crew.runner, loop_plan, model_dir, leads=False).run()
 
 
 def _already_done(directory: ModelDirectory, plan: Plan) -> Outcome | None:

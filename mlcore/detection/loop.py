@@ -90,7 +90,7 @@ class TrainingLoop:
         validation: Evaluates; None: somebody else does, or nobody.
         first_step_done: Called once, when the first step is done.
         stop_early: Asked after each checkpoint with its step: whether somebody else's evaluations say so.
-        report: Gets the step and its loss.
+        leads: Whether this process writes: checkpoints, summaries, metrics. Others that take the same steps do not.
     """
 
     def __init__(
@@ -103,12 +103,12 @@ class TrainingLoop:
         validation: Validates | None = None,
         first_step_done: Callable[[], None] = lambda: None,
         stop_early: Callable[[int], bool] = lambda _: False,
-        report: Callable[..., None] = print_metrics,
+        leads: bool = True,
     ) -> None:
         self.trainer, self.runner, self.plan, self.model_dir = trainer, runner, plan, model_dir
-        self._validation, self._stop_early, self._report = validation, stop_early, report
+        self._validation, self._stop_early, self._leads = validation, stop_early, leads
         self._first_step_done = first_step_done
-        self._manager = checkpoint_manager(trainer, model_dir)
+        self._manager = checkpoint_manager(trainer, model_dir) if leads else None
         self._outcome = Outcome(step=trainer.steps_done(), best=read_best(model_dir))
         self._saved_step = self._outcome.step
         self._timed_steps, self._timed_s = 0, 0.0
@@ -168,8 +168,8 @@ class TrainingLoop:
             log.info("stopped after step %d by %s; run again to go on", step, stop.error())
             raise stop.error()
         last = step >= self.plan.steps
-        if self._due(self.plan.summary_interval) or last:
-            self._report(step=step, loss=self._outcome.loss)
+        if self._leads and (self._due(self.plan.summary_interval) or last):
+            print_metrics(step=step, loss=self._outcome.loss)
             rate = self.trainer.learning_rate()
             scalars = {**window.losses, "learning_rate": rate, "steps_per_second": self._outcome.steps_per_second}
             self._summaries.train(step, scalars)
@@ -189,7 +189,7 @@ class TrainingLoop:
         step = self._outcome.step
         if not self.trainer.weights_are_finite():
             self._fail(NonFinite(step, math.nan, ()))
-        if step != self._saved_step:
+        if self._manager is not None and step != self._saved_step:
             try:
                 self._manager.save(checkpoint_number=step)
             except import_tensorflow().errors.OpError as error:
