@@ -35,6 +35,7 @@ class Learner(tf.Module):  # type: ignore[misc]
         schedule: cosine: the rate falls along half a cosine to 0 at `total_steps`; constant: it stays.
         total_steps: Steps of the whole training.
         parts: Parts into which a batch is cut, each of which can be worked on by a core of its own.
+        share: (index, count) of this process among those that train in step, each on its share of every batch.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Learner(tf.Module):  # type: ignore[misc]
         schedule: Schedule = "constant",
         total_steps: int,
         parts: int = 1,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         super().__init__(name="learner")
         self.network = network
@@ -55,7 +57,8 @@ class Learner(tf.Module):  # type: ignore[misc]
             lambda: tf.constant(0, tf.int64), shape=[], dtype=tf.int64, trainable=False, name="step",
             aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
         )  # fmt: skip
-        self.learning_rate, self.schedule, self.total_steps, self.parts = learning_rate, schedule, total_steps, parts
+        self.learning_rate, self.schedule, self.total_steps = learning_rate, schedule, total_steps
+        self.parts, self.share = parts, share
 
     def checkpoint(self) -> Any:
         """The state as a tf.train.Checkpoint; the same on one machine and on a cluster."""
@@ -76,11 +79,12 @@ class Learner(tf.Module):  # type: ignore[misc]
             labels: int32 of shape (n,).
 
         Returns:
-            float32 of shape (3,): sum of the losses, number of right answers, n.
+            float32 of shape (3,): sum of the losses, number of right answers, n; of the own share.
         """
         number = self.step.assign_add(1)
         size = tf.shape(labels)[0]
-        cuts = [size * part // self.parts for part in range(self.parts + 1)]
+        index, count = self.share
+        cuts = [size * (index * self.parts + part) // (count * self.parts) for part in range(self.parts + 1)]
         sums, gradients = [], []
         for begin, end in itertools.pairwise(cuts):
             part_sums, part_gradients = self._gradients(imgs_u8[begin:end], labels[begin:end], size, number)
@@ -119,15 +123,21 @@ def steps_in_graph(learner: Learner, batches: Batches) -> Callable[[int, int], n
     Returns:
         run(first, steps): trains on the batches first, first + 1, ...; gives the sum of what `train_step` gives.
     """
+    return callable_run(lambda first, end: many_steps(learner.train_step, batches, first, end))
 
-    def run(first: Any, end: Any) -> Any:
-        # The next batch depends on its number alone, so it is made ready while this step is still at work.
-        return tf.while_loop(
-            lambda number, _: number < end,
-            lambda number, sums: (number + 1, sums + learner.train_step(*batches.batch(number))),
-            (first, tf.zeros(3)),
-        )[1]
 
+def many_steps(step: Callable[[Any, Any], Any], batches: Batches, first: Any, end: Any) -> Any:
+    """The sum of what `step` gives for the batches from `first` to before `end`, in a graph."""
+    # The next batch depends on its number alone, so it is made ready while this step is still at work.
+    return tf.while_loop(
+        lambda number, _: number < end,
+        lambda number, sums: (number + 1, sums + step(*batches.batch(number))),
+        (first, tf.zeros(3)),
+    )[1]
+
+
+def callable_run(run: Callable[[Any, Any], Any]) -> Callable[[int, int], npt.NDArray[np.float64]]:
+    """A function of numbers from one of tensors: run(first, end) in a graph gives run_steps(first, steps)."""
     in_graph = tf.function(run, autograph=False)
 
     def run_steps(first: int, steps: int) -> npt.NDArray[np.float64]:
