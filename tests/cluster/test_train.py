@@ -12,17 +12,6 @@ from processes import LocalCluster
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-@pytest.fixture(scope="module")
-def records(shared_data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bccd")
-    for step in (
-        ["extract", f"--archive={shared_data / 'bccd.tar.gz'}", f"--output-dir={folder / 'raw'}"],
-        ["convert", f"--data-dir={folder / 'raw'}", f"--output-dir={folder / 'records'}", "--shards=4"],
-    ):
-        subprocess.run([sys.executable, "-m", "mlcore", *step], check=True, capture_output=True)
-    return folder / "records"
-
-
 def test_run_goes_on_from_one_machine_to_a_cluster_and_back(records, tmp_path):
     command = [
         sys.executable, "-m", "mlcore", "train", f"--data-dir={records}", f"--model-dir={tmp_path / 'model'}",
