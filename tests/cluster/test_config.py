@@ -1,6 +1,5 @@
 """TF_CONFIG and ranks -> Cluster."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -87,20 +86,6 @@ def test_roles_decide_on_the_strategy():
         choose_strategy(cluster, "parameter_server")
     with pytest.raises(UsageError, match="at least two workers"):
         choose_strategy(None, "multi_worker_mirrored")
-
-
-@pytest.mark.parametrize(
-    ("module", "function", "arguments"),
-    [
-        ("mlcore.detection.train", "train", {"data_dir": "data", "model_dir": "model"}),
-        ("mlcore.mnist.train", "mnist_train", {"data_dir": "data", "model_dir": "model"}),
-    ],
-    ids=["train", "mnist-train"],
-)
-def test_workers_without_ps_are_refused_instead_of_idling(monkeypatch, module, function, arguments):
-    monkeypatch.setenv("TF_CONFIG", config({"worker": ["a:1", "b:1"]}))
-    with pytest.raises(UsageError, match="the cluster has 2 worker and no ps"):
-        getattr(importlib.import_module(module), function)(**arguments)
 
 
 def test_first_worker_leads_where_parameter_servers_have_no_chief():
