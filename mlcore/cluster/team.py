@@ -8,8 +8,10 @@ all end after the same step.
 
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +66,27 @@ class Team:
         Raises:
             RestartError: A member is lost.
         """
-        self._guard.check()
+        return bool(self._sum([int(wish)])[0] > 0)
+
+    def _sum(self, values: Sequence[int]) -> Any:
+        """The sum of what the members give, which is here once all have come, however long that takes.
+
+        A thread waits for them inside TensorFlow, so that the main thread can answer to a signal, or to a lost member.
+        """
         tf = import_tensorflow()
-        return bool(self._total(tf.constant([int(wish)], tf.int64))[0] > 0)
+        answer: Future[Any] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(self._total(tf.constant(values, tf.int64)).numpy())
+            except Exception as error:
+                answer.set_exception(error)
+
+        threading.Thread(target=ask, name="team", daemon=True).start()  # a pool's would be waited for at the end
+        while True:
+            self._guard.check()
+            with contextlib.suppress(TimeoutError):
+                return answer.result(_POLL_INTERVAL_S)
 
     def check_same(self, what: str, value: int) -> None:
         """Make sure that all begin alike.
@@ -74,11 +94,10 @@ class Team:
         Raises:
             RestartError: They do not, as when a file was seen by some and not yet by others.
         """
-        tf = import_tensorflow()
         values = [0] * self.size
         values[self.index] = value
         replicas = self.strategy.num_replicas_in_sync // self.size
-        seen = sorted({int(each) // replicas for each in self._total(tf.constant(values, tf.int64)).numpy()})
+        seen = sorted({int(each) // replicas for each in self._sum(values)})
         if len(seen) > 1:
             raise RestartError(f"the members of the cluster do not begin alike: {what} {', '.join(map(str, seen))}")
 

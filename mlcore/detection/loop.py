@@ -5,6 +5,7 @@ It knows neither the model nor the strategy: a `Trainer` says what a step is, a 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -179,7 +180,9 @@ class TrainingLoop:
             no_better = self._stop_early(step) and not last
             if evaluates and self._validation is not None:
                 no_better = self._validate(self._validation, step, stop)
-            self._outcome.stopped_early = self.runner.agree(no_better)
+            # While another process evaluates, a signal need not wait for it.
+            with stop.raising() if evaluates and not last else contextlib.nullcontext():
+                self._outcome.stopped_early = self.runner.agree(no_better)
 
     def _due(self, interval: int) -> bool:
         """Whether a multiple of the interval was reached or passed (a cluster may pass it) by the last steps."""

@@ -117,6 +117,7 @@ WRONG = {
     "a URL": (config({"worker": ["grpc://a:1"]}), "expected host:port"),
     "address not text": (config({"worker": [5]}), "expected host:port"),
     "addresses not a list": (config({"worker": "a:1"}), "expected a list of host:port"),
+    "dynamic worker without ps": (config({"worker": {"1": "a:1"}}, "worker", 1), "enableDynamicWorker: false"),
     "sparse index": (config({"worker": {"x": "a:1"}}), "index x"),
     "cluster is a list": (config(["a:1"]), "cluster must be an object"),
     "environment is a number": (config({"worker": ["a:1"]}, environment=5), "environment must be text"),
