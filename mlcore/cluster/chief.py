@@ -79,6 +79,8 @@ class Chief:
 
     def disconnect(self) -> None:
         """What happens to the others does not matter any more: everything is saved."""
+        if self.team is not None:
+            self._status.say("running")  # one that is started again has nothing to join
         self.guard.release_servers()
 
     def close(self) -> None:
@@ -89,9 +91,9 @@ class Chief:
     def leave(self, exit_code: int) -> None:
         """Where a member does not answer, TensorFlow's own end of the process would wait for it: forgo that.
 
-        In a team it would be an error to the others, who may still be at their last step.
+        Where a team breaks up, too, some may still be in the middle of it.
         """
-        if self.team is not None:
+        if self.team is not None and exit_code:
             end_without_clean_up(exit_code)
         elif self.coordinator is not None and (troubles := troubles_with(self.cluster.of("ps", "worker"))):
             log.debug("the process will end without TensorFlow's clean-up: %s", describe(troubles))

@@ -224,7 +224,7 @@ def follow(cluster: Cluster, model_dir: Path, *, goal: str, timeouts: Timeouts) 
         raise
     finally:
         follower.close()
-        if follower.team is not None:
+        if follower.team is not None and code:
             end_without_clean_up(code)
     log.info("%s: the chief is done", cluster.me.name)
 

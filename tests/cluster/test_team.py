@@ -49,27 +49,27 @@ def loss_at(step, text):
 
 def test_mnist_makes_the_steps_of_one_machine_and_goes_on_there(mnist, tmp_path):
     roles = {"workers": 1, "ps": 0, "chief": True, "evaluator": True}
-    with LocalCluster(tmp_path / "logs", [*mnist, "--steps=600"], **roles) as cluster:
+    with LocalCluster(tmp_path / "logs", [*mnist, "--steps=400"], **roles) as cluster:
         cluster.start()
         assert set(cluster.wait_all(120).values()) == {0}, cluster.logs()
         log = cluster.log("chief-0")
-        assert "step 600: validation loss" in cluster.log("evaluator-0")
+        assert "step 400: validation loss" in cluster.log("evaluator-0")
         assert "loss=" not in cluster.log("worker-0")
         # The same job again: the chief finds nothing to do, and the other ends with it.
         cluster.start()
         assert set(cluster.wait_all(60).values()) == {0}, cluster.logs()
         assert "is up to date" in cluster.log("chief-0")
-    whole = alone([*mnist, f"--model-dir={tmp_path / 'whole'}", "--steps=600"])
-    for step in (60, 300, 600):  # the same batches: only the order of additions differs
+    whole = alone([*mnist, f"--model-dir={tmp_path / 'whole'}", "--steps=400"])
+    for step in (40, 200, 400):  # the same batches: only the order of additions differs
         assert loss_at(step, log) == pytest.approx(loss_at(step, whole), rel=0.02)
-    assert re.search(r"going on from \S+ckpt-600", alone([*mnist, "--steps=700"]))
+    assert re.search(r"going on from \S+ckpt-400", alone([*mnist, "--steps=420"]))
 
 
 @pytest.mark.parametrize("victim", ["worker-0", "worker-1"])
 def test_killed_member_ends_the_others_with_138_and_all_resume(mnist, tmp_path, victim):
-    with LocalCluster(tmp_path / "logs", [*mnist, "--steps=3000"], **TEAM) as cluster:
+    with LocalCluster(tmp_path / "logs", [*mnist, "--steps=1500"], **TEAM) as cluster:
         cluster.start()
-        cluster.wait_for_log("worker-0", r"step \d+ of 3000.*step \d+ of 3000.*step \d+ of 3000")
+        cluster.wait_for_log("worker-0", r"step \d+ of 1500.*step \d+ of 1500.*step \d+ of 1500")
         cluster.kill(victim)
         (survivor,) = {"worker-0", "worker-1"} - {victim}
         assert cluster.wait(survivor, 30) == 138, cluster.logs()
@@ -78,7 +78,7 @@ def test_killed_member_ends_the_others_with_138_and_all_resume(mnist, tmp_path, 
         cluster.start()
         assert set(cluster.wait_all(120).values()) == {0}, cluster.logs()
         assert re.search(rf"going on from \S+ckpt-{last}\b", cluster.log("worker-0"))
-    assert results(tmp_path)["steps"] == 3000
+    assert results(tmp_path)["steps"] == 1500
 
 
 def test_stopped_member_ends_the_others_with_138(mnist, tmp_path):
