@@ -14,14 +14,13 @@ from mlcore.cluster.leaving import announce_leaving, return_to_work, was_let_go
 from mlcore.cluster.peers import wait_for_own_port
 from mlcore.cluster.status import read_status
 from mlcore.cluster.strategy import import_tensorflow
-from mlcore.cluster.timeouts import Timeouts
+from mlcore.cluster.timeouts import OWN_PORT_TIMEOUT_S, Timeouts
 from mlcore.cluster.watch import Watch
 from mlcore.runtime.errors import RestartError
 from mlcore.runtime.signals import stop_flag
 
 log = logging.getLogger(__name__)
 
-OWN_PORT_TIMEOUT_S = 60.0
 DRAIN_TIMEOUT_S = 8.0
 _POLL_INTERVAL_S = 1.0
 

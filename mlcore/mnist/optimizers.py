@@ -49,13 +49,13 @@ class Optimizer(tf.Module):  # type: ignore[misc]
         """Change the variables.
 
         Args:
-            gradients: One for each of `parts`.
+            gradients: One for each of `parts`; where processes train in step, the share of this one.
             step: Number of this step, from 1, as float32.
             learning_rate: float32 scalar.
         """
         replica = tf.distribute.get_replica_context()
         if replica is not None and replica.num_replicas_in_sync > 1:
-            gradients = replica.all_reduce(tf.distribute.ReduceOp.MEAN, list(gradients))
+            gradients = replica.all_reduce(tf.distribute.ReduceOp.SUM, list(gradients))
         update = _UPDATES[self.kind]
         slots = {name: [part for slot in slots for part in parts_of(slot)] for name, slots in self.slots.items()}
         for index, (part, gradient) in enumerate(zip(self.parts, gradients, strict=True)):
