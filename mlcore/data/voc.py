@@ -228,8 +228,8 @@ def find_folders(folder: Path) -> tuple[str, str] | None:
 def find_flat_folders(folder: Path) -> tuple[str, str] | None:
     """Names of the images' and the annotations' folder where they go by other names, or where both are `folder` ("").
 
-    Its own pictures and XMLs count where one XML at least has the name of a picture. Else, among the folders in it, there
-    has to be exactly one with XMLs, and exactly one other with a picture that has the name of one of them.
+    Its own pictures and XMLs count where one XML at least has the name of a picture. Else, among the folders in it,
+    there has to be exactly one with XMLs, and exactly one other with a picture that has the name of one of them.
     """
     own, folders = _stems(folder)
     if own.images & own.annotations:

@@ -482,7 +482,7 @@ def test_loose_files_that_may_mean_several_things_are_refused(tmp_path, fill):
     (tmp_path / "set" / "b" / "y_0.jpg").write_bytes(jpeg())
     if fill(tmp_path / "set") is not None:
         (tmp_path / "set" / "b" / "x_0.jpg").write_bytes(jpeg())
-    with pytest.raises(UsageError, match="no data set in it; expected .*pictures with XMLs of the same names"):
+    with pytest.raises(UsageError, match=r"no data set in it; expected .*pictures with XMLs of the same names"):
         convert(data_dir=tmp_path / "set", output_dir=tmp_path / "out")
 
 
