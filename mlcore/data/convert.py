@@ -191,7 +191,10 @@ def _find_source(
 
     if not data_dir.is_dir():
         raise UsageError(f"--data-dir={data_dir}: no such folder; expected a data set such as mlcore extract makes")
-    kinds = {"voc": lambda folder: voc.find_folders(folder) is not None, "pets": pets.matches}
+    kinds: dict[str, Callable[[Path], bool]] = {
+        "voc": lambda folder: voc.find_folders(folder) is not None,
+        "pets": pets.matches,
+    }
     wanted = kinds if layout == "auto" else {layout: kinds[layout]}
     matches = _search(data_dir, wanted)
     if not matches and "voc" in wanted:
