@@ -195,7 +195,7 @@ def _find_source(
         "voc": lambda folder: voc.find_folders(folder) is not None,
         "pets": pets.matches,
     }
-    wanted = kinds if layout == "auto" else {layout: kinds[layout]}
+    wanted = {name: is_one for name, is_one in kinds.items() if layout in ("auto", name)}
     matches = _search(data_dir, wanted)
     if not matches and "voc" in wanted:
         matches = _search(data_dir, {"voc": lambda folder: voc.find_flat_folders(folder) is not None})
