@@ -105,7 +105,7 @@ def verify(
         data_dir: Samples with their truth: the four IDX files or the arrays of mlcore mnist-download for a classifier,
             the records of mlcore convert for a detector. Without it only golden and edge cases are checked.
         split: Split of the records.
-        samples: Most samples that are sent: of MNIST evenly spread over the test part, of records the first.
+        samples: Most samples that are sent: of MNIST the same random ones each time, of records the first.
         acceptable_accuracy: Least accuracy of a classifier.
         acceptable_ap50: Least AP50 of a detector.
         max_p95_ms: Longest time that 95 of 100 requests with one sample may take, in milliseconds.
