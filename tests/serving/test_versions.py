@@ -107,7 +107,7 @@ def test_the_list_shows_which_version_each_server_has(tf_serving, model_bases, c
     result = versions(models_dir=base, server=(tf_serving.address, gone), deadline_s=0.5)
     rows = capsys.readouterr().out.splitlines()[1:]
     assert result.versions == (1, 2)
-    assert all(row.endswith(tf_serving.address) for row in rows) and len(rows) == 2
+    assert [row.split("  ")[-1].strip() for row in rows] == [f"{tf_serving.address} (default)", tf_serving.address]
     (_, first) = describe(base, {"a:1": {1: "AVAILABLE"}, "b:2": {1: "LOADING", 9: "END"}})
     assert first.served_by == ("a:1", "b:2 (LOADING)")
 
