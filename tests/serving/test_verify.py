@@ -94,7 +94,7 @@ def test_golden_cases_are_recorded_and_a_model_that_answers_otherwise_is_found(
     assert len(json.loads(golden.read_text())["cases"]) == 4
     result = verify(server=address, model_name="blocks", golden=golden, edge_cases=False)
     assert (result.golden_cases, result.golden_failed, result.samples) == (4, 0, 0)
-    with pytest.raises(DataError, match=r"golden 0: class 1, expected 0; .*golden 3"):
+    with pytest.raises(DataError, match=r"golden 0: class \d, expected \d; .*golden 3"):
         verify(server=address, model_name="wrong", golden=golden, edge_cases=False)
     with pytest.raises(UsageError, match="cases of classification; the served model does detection"):
         verify(server=address, model_name="colours", golden=golden)
@@ -206,3 +206,19 @@ def test_a_directory_of_anothers_is_not_replaced(tf_serving, block_data, tmp_pat
     with pytest.raises(DataError, match=r"notes.txt"):
         verify(server=tf_serving.address, model_name="blocks", data_dir=block_data, output_dir=tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_directory_that_cannot_be_made_is_known_before_any_request(tf_serving, block_data):
+    before = len(tf_serving.requests)
+    with pytest.raises(UsageError, match="--output-dir=/proc/x: cannot be written"):
+        verify(server=tf_serving.address, model_name="blocks", data_dir=block_data, output_dir="/proc/x")
+    assert len(tf_serving.requests) == before
+
+
+def test_a_model_that_is_not_accepted_makes_no_golden_cases(tf_serving, block_data, tmp_path):
+    with pytest.raises(DataError, match=r"accuracy is 0\.0"):
+        verify(
+            server=tf_serving.address, model_name="wrong", data_dir=block_data, samples=20, acceptable_accuracy=0.9,
+            write_golden=tmp_path / "golden.json",
+        )  # fmt: skip
+    assert list(tmp_path.iterdir()) == []

@@ -270,7 +270,8 @@ class ModelClient(abc.ABC):
                 return spent
             if spent >= timeout_s:
                 raise UnavailableError(
-                    f"{self} is not ready after {timeout_s:g} s and {tries} tries; the last one: {reason}"
+                    f"{self} is not ready after {timeout_s:g} s and {tries} tr{'y' if tries == 1 else 'ies'}; the last "
+                    f"one: {reason}"
                 )
             if tries == 1:
                 log.info("waiting at most %g s for %s: %s", timeout_s, self, reason)
