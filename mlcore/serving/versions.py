@@ -30,6 +30,8 @@ from mlcore.serving.version_directory import (
 
 log = logging.getLogger(__name__)
 
+READY_STATES = ("AVAILABLE", "READY")
+_DEFAULT = "default"  # state of the version that answers where none is named
 _DELETED = ".deleted-"  # begins the name of a version that is being removed
 
 
@@ -262,7 +264,7 @@ def describe(base: Path, held: Mapping[str, Mapping[int, str]] | None = None) ->
             if isinstance(record.get("time"), str):
                 made = datetime.datetime.fromisoformat(record["time"]).timestamp()
             servers = [
-                server if states[number] in ("AVAILABLE", "READY") else f"{server} ({states[number]})"
+                server if states[number] in READY_STATES else f"{server} ({states[number]})"
                 for server, states in (held or {}).items()
                 if number in states
             ]
@@ -299,7 +301,11 @@ def _served(
     for server in servers:
         with connect(server, protocol, model_name, deadline_s=deadline_s) as client:
             try:
-                held[server] = client.versions()
+                states = client.versions()
+                if client.protocol in ("tfs-grpc", "v1") and any(state in READY_STATES for state in states.values()):
+                    default = client.metadata().version
+                    states |= {default: _DEFAULT} if default in states else {}
+                held[server] = states
             except (TransientError, UsageError, DataError) as error:
                 if must_answer:
                     raise

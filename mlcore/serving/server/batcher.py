@@ -21,6 +21,8 @@ import numpy as np
 from mlcore.serving.server.errors import Code, RequestError
 from mlcore.serving.server.signature import Array, Arrays
 
+_SETTLED = 16
+
 Run = Callable[[Arrays], dict[str, Array]]
 
 
@@ -39,6 +41,7 @@ class _Lane:
 
     run: Run
     joinable: bool
+    short: bool
     observe: Callable[[int], None]
     jobs: deque[_Job] = field(default_factory=deque)
     examples: int = 0
@@ -78,9 +81,19 @@ class Batcher:
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="batch")
         self._timer: asyncio.TimerHandle | None = None
         self._scheduled = False
+        self._expected = 1  # requests that will probably come together
+        self._settled = 0  # batches for which that number stays
 
     async def call(
-        self, key: Hashable, run: Run, inputs: Arrays, examples: int, *, joinable: bool, observe: Callable[[int], None]
+        self,
+        key: Hashable,
+        run: Run,
+        inputs: Arrays,
+        examples: int,
+        *,
+        joinable: bool,
+        short: bool = False,
+        observe: Callable[[int], None] = lambda size: None,
     ) -> dict[str, Array]:
         """The model's answer to a request.
 
@@ -90,6 +103,7 @@ class Batcher:
             inputs: The request's tensors, checked.
             examples: How many examples are in it.
             joinable: Whether it may go together with others.
+            short: Whether a batch takes so little time that the event loop's own thread may run it.
             observe: Told the number of examples of each batch.
 
         Raises:
@@ -110,7 +124,7 @@ class Batcher:
             lane_key = job.result  # a lane of its own
         lane = self._lanes.get(lane_key)
         if lane is None:
-            lane = self._lanes[lane_key] = _Lane(run, joinable and bool(examples), observe)
+            lane = self._lanes[lane_key] = _Lane(run, joinable and bool(examples), short, observe)
             lane.due = time.monotonic() + (self.max_delay_s if lane.joinable else 0.0)
         lane.jobs.append(job)
         lane.examples += weight
@@ -131,7 +145,7 @@ class Batcher:
             ready = [
                 (lane.due, key)
                 for key, lane in self._lanes.items()
-                if lane.due <= now or lane.examples >= self.max_batch_size
+                if lane.due <= now or lane.examples >= self.max_batch_size or len(lane.jobs) >= self._expected
             ]
             if not ready:
                 due = min(lane.due for lane in self._lanes.values())
@@ -159,23 +173,41 @@ class Batcher:
             del self._lanes[key]
         if not jobs:
             return
-        self._free -= 1
+        if lane.joinable:
+            self._learn(len(jobs), full=examples >= self.max_batch_size)
         lane.observe(examples)
+        if lane.short and examples <= self.max_batch_size:
+            self._give(jobs, self._safe_answers(lane, jobs))
+            return
+        self._free -= 1
         loop = asyncio.get_running_loop()
         self._threads.submit(self._work, loop, lane, jobs)
 
+    def _learn(self, came: int, full: bool) -> None:
+        """Set how many requests the next batch waits for, from how many came for this one.
+
+        A lone client has no two requests at once, so it never waits. Where two came together, twice as many are tried,
+        and so on until the delay is over before they came; then their number stays for a while.
+        """
+        if came < self._expected and not full:
+            self._expected, self._settled = came, _SETTLED
+        elif self._settled:
+            self._settled -= 1
+        elif came > 1:
+            self._expected = min(2 * came, self.max_batch_size)
+
     def _work(self, loop: asyncio.AbstractEventLoop, lane: _Lane, jobs: list[_Job]) -> None:
         """In a worker thread: call the model, hand the answers back."""
-        answers: list[Any]
-        try:
-            answers = self._answers(lane, jobs)
-        except BaseException as error:  # a bug in here must not leave requests without an answer
-            answers = [error] * len(jobs)
+        answers = self._safe_answers(lane, jobs)
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(self._finish, jobs, answers)
 
     def _finish(self, jobs: Sequence[_Job], answers: Sequence[Any]) -> None:
         self._free += 1
+        self._give(jobs, answers)
+        self._dispatch()
+
+    def _give(self, jobs: Sequence[_Job], answers: Sequence[Any]) -> None:
         for job, answer in zip(jobs, answers, strict=True):
             if job.result.done():
                 continue
@@ -183,7 +215,12 @@ class Batcher:
                 job.result.set_exception(answer)
             else:
                 job.result.set_result(answer)
-        self._dispatch()
+
+    def _safe_answers(self, lane: _Lane, jobs: Sequence[_Job]) -> list[Any]:
+        try:
+            return self._answers(lane, jobs)
+        except BaseException as error:  # a bug in here must not leave requests without an answer
+            return [error] * len(jobs)
 
     def _answers(self, lane: _Lane, jobs: Sequence[_Job]) -> list[Any]:
         """An answer or an error for each request; one that the model refuses does not spoil the others."""

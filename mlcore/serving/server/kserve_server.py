@@ -116,6 +116,11 @@ class _Rest(RESTServer):  # type: ignore[misc]
         self.create_application()
         await self._server.serve(sockets=[listener])
 
+    @property
+    def started(self) -> bool:
+        """Whether it listens."""
+        return self._server.started
+
     def stop(self) -> None:
         """Take no new connections; end when what is in work is answered."""
         self._server.should_exit = True
@@ -200,6 +205,8 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
             await server.start()
             self._grpc_servers.append(server)
         self.serving = asyncio.create_task(self._http.serve(self._listener))
+        while not self._http.started and not self.serving.done():
+            await asyncio.sleep(0.01)
         return bound[0], bound[1], bound[2]
 
     def _new_grpc(self) -> grpc.aio.Server:
