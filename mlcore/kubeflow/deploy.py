@@ -282,20 +282,21 @@ class Deployment:
 
     def _roll_back(self, before: "Object | None", applied: "Object") -> str:
         """Undo the change; what came of it, in words."""
-        from mlcore.kubeflow.inference_service import RESOURCE, Rollout, manifest
+        from mlcore.kubeflow.inference_service import RESOURCE, Rollout, manifest, revision
 
         try:
             if before is None:
                 self._cluster.delete(RESOURCE, self._namespace, self._name, uid=applied["metadata"]["uid"])
                 return "rolled back: it was new, and is deleted again"
-            former = {**manifest(self._name, self._namespace, {}), "spec": before["spec"]}
+            former = manifest(self._name, self._namespace, before["spec"]["predictor"])
             failed = self._cluster.get(RESOURCE, self._namespace, self._name)
             again = self._cluster.apply(RESOURCE, self._namespace, former, force=True)
         except MlcoreError as error:
             return f"and could not be rolled back: {error}"
         percent = before["spec"]["predictor"].get("canaryTrafficPercent", 100)
         try:
-            self._wait(Rollout(failed, again, percent), self._cluster.timing.rollback_s)
+            served = revision(before.get("status") or {})
+            self._wait(Rollout(failed, again, percent, served), self._cluster.timing.rollback_s)
         except MlcoreError as error:
             return f"rolled back to the former spec, which is not ready yet: {error}"
         return "rolled back to the former spec, which is ready"

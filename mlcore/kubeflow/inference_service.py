@@ -190,14 +190,20 @@ class Rollout:
         before: The service as it was before.
         applied: The service as the server returned it.
         percent: Traffic that the newest revision is to get.
+        served: A revision that is good again, where a change is taken back.
     """
 
-    def __init__(self, before: Object | None, applied: Object, percent: int) -> None:
+    def __init__(self, before: Object | None, applied: Object, percent: int, served: str = "") -> None:
         self._before = before
+        self._served = served
         self._percent = percent
         self._generation: int = applied["metadata"]["generation"]
         self.is_new_template = template(before) != template(applied)
         self.changed = before is None or before["metadata"]["generation"] != self._generation
+
+    @property
+    def _status_before(self) -> Object:
+        return (self._before or {}).get("status") or {}
 
     def progress(self, service: Object, waited_s: float, settle_s: float) -> Progress:
         """Where the rollout is.
@@ -208,11 +214,13 @@ class Rollout:
             settle_s: After this time a status that has not moved is taken as it is.
         """
         status = service.get("status") or {}
-        if not self._is_current(status, waited_s > settle_s):
-            return Progress("waiting", "the controller has not taken it up yet")
+        is_current = self._is_current(status, waited_s > settle_s)
         broken = _broken(status)
-        if broken is not None:
+        # What is refused as a whole gets no revision: the failure itself is the news then.
+        if broken is not None and (is_current or status.get("modelStatus") != self._status_before.get("modelStatus")):
             return broken
+        if not is_current:
+            return Progress("waiting", "the controller has not taken it up yet")
         ready = condition(status, "Ready")
         if ready.get("status") != "True":
             return Progress("waiting", describe(status))
@@ -237,9 +245,9 @@ class Rollout:
             return False
         if not self.is_new_template:
             return True
-        before = (self._before or {}).get("status") or {}
+        before = self._status_before
         if created := revision(status):
-            return created != revision(before)
+            return created != revision(before) or created == self._served
         if not before:
             return True
         observed = status.get("observedGeneration")

@@ -69,13 +69,18 @@ class Definitions:
         assert spec is not None and spec.loader is not None
         self._rules = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(self._rules)
-        self._schemas = self._rules.load(str(folder))
         self.raw: dict[tuple[str, str], Object] = {}
-        for path in folder.glob("*.yaml"):
-            for document in yaml.load_all(path.read_text(), yaml.CSafeLoader):
+        for name in ("kubeflow.org_tfjobs", "trainer.kubeflow.org_trainjobs", "serving.kserve.io_inferenceservices"):
+            for document in yaml.load_all((folder / f"{name}.yaml").read_text(), yaml.CSafeLoader):
                 for version in document["spec"]["versions"]:
-                    name = (f"{document['spec']['group']}/{version['name']}", document["spec"]["names"]["kind"])
-                    self.raw[name] = version["schema"]["openAPIV3Schema"]
+                    key = (f"{document['spec']['group']}/{version['name']}", document["spec"]["names"]["kind"])
+                    self.raw[key] = version["schema"]["openAPIV3Schema"]
+        self._schemas = {key: self._rules.strict(schema, True) for key, schema in self.raw.items()}
+        katib = json.loads((folder / "katib_v1beta1_swagger.json").read_text())["definitions"]
+        experiment = self._rules.deref("v1beta1.Experiment", katib)
+        assert experiment, "Katib's definitions have no Experiment"
+        experiment["properties"]["metadata"] = {"type": "object"}
+        self._schemas["kubeflow.org/v1beta1", "Experiment"] = experiment
 
     def check(self, body: Object, name: str) -> None:
         """Refuse a body as the server and its webhooks do."""
@@ -136,6 +141,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self._text(404, "404 page not found\n")
                 return
             key = (plural, match["namespace"], match["name"] or "")
+            if verb == "patch" and api.store.get(key) is None:  # an apply that creates
+                api.authorise(
+                    self.headers.get("Authorization"), "create", resource, match["group"] or "", match["namespace"]
+                )
             if verb == "watch":
                 self._watch(key, query, fault)
             elif match["sub"] == "log":
@@ -229,6 +238,7 @@ class ApiServer:
         requests: (verb, resource, name, query, content type) of each request.
         faults: What goes wrong next.
         denied: (verb, resource) that the user may not do.
+        rules: Rules of the only Role that the user has; None: everything else is allowed.
         installed: Kinds of objects: group/plural -> (version, kind).
         namespaces: The namespaces there are.
         bookmark_s: Seconds between the bookmarks of a watch.
@@ -240,6 +250,7 @@ class ApiServer:
         self.requests: list[tuple[str, str, str, dict[str, str], str]] = []
         self.faults: list[Fault] = []
         self.denied: set[tuple[str, str]] = set()
+        self.rules: list[Object] | None = None
         self.namespaces = {"team"}
         self.bookmark_s = 0.5
         self.installed = {
@@ -294,7 +305,11 @@ class ApiServer:
         """Refuse strangers with 401, and what a Role would have to allow with 403."""
         if (header or "").lower() != f"bearer {TOKEN}".lower():
             raise Refusal(401, "Unauthorized", "Unauthorized")
-        if (verb, resource) in self.denied:
+        allowed = self.rules is None or any(
+            group in rule["apiGroups"] and resource in rule["resources"] and verb in rule["verbs"]
+            for rule in self.rules
+        )
+        if (verb, resource) in self.denied or not allowed:
             plural = resource.split("/", maxsplit=1)[0]
             name = f"{plural}.{group}" if group else plural
             raise Refusal(
@@ -414,9 +429,13 @@ class ApiServer:
 
 
 def _selected(found: Object, query: dict[str, str]) -> bool:
-    wanted = query.get("fieldSelector")
-    if wanted and found["metadata"]["name"] != wanted.removeprefix("metadata.name="):
-        return False
+    for wanted in filter(None, query.get("fieldSelector", "").split(",")):
+        path, _, value = wanted.partition("=")
+        at: Any = found
+        for part in path.split("."):
+            at = at.get(part, {})
+        if at != value:
+            return False
     labels = found["metadata"].get("labels") or {}
     pairs = [each.split("=") for each in query.get("labelSelector", "").split(",") if each]
     return all(labels.get(name) == value for name, value in pairs)

@@ -269,8 +269,8 @@ class JobController(_Controller):
         name, key = job["metadata"]["name"], key_of(self.plural, job)
         labels = {"batch.kubernetes.io/job-name": name, "job-name": name}
         container = job["spec"]["template"]["spec"]["containers"][0]["name"]
-        for _ in range(job["spec"].get("backoffLimit", 6) + 1):
-            self._status(key, active=1, startTime=now())
+        for number in range(job["spec"].get("backoffLimit", 6) + 1):
+            self._status(key, active=1, failed=number, startTime=now())
             pod = self._kubelet.start(job, "pod", f"{name}-{uuid.uuid4().hex[:5]}", labels, container)
             while (end := ended(self.store.get(pod))) is None:
                 if key not in self.store.objects or self._stopping.is_set():
@@ -284,7 +284,7 @@ class JobController(_Controller):
             "type": "Failed", "status": "True", "reason": "BackoffLimitExceeded",
             "message": "Job has reached the specified backoff limit",
         }  # fmt: skip
-        self._status(key, active=0, conditions=[failed])
+        self._status(key, active=0, failed=number + 1, conditions=[failed])
 
     def _status(self, key: Key, **status: Any) -> None:
         self.store.replace(key, lambda job: job.setdefault("status", {}).update(status))
@@ -298,8 +298,10 @@ class Rollout:
         after_s: Seconds until it is ready, or fails.
         failure: Reason of `lastFailureInfo`; empty: it gets ready.
         code: Exit code of its container.
+        invalid: The controller refuses the spec, and makes no revision.
     """
 
+    invalid: bool = False
     after_s: float = 0.05
     failure: str = ""
     code: int = 1
@@ -321,10 +323,14 @@ class KServe(_Controller):
         self._rollouts, self._mode = rollouts or [Rollout()], mode
         self._templates: dict[str, list[Object]] = {}
         self._canaries: dict[str, Any] = {}
+        self._generations: dict[str, int] = {}
         self.revisions = 0
 
     def see(self, what: str, found: Object) -> None:
         uid, predictor = found["metadata"]["uid"], copy.deepcopy(found["spec"]["predictor"])
+        if self._generations.get(uid) == found["metadata"]["generation"]:
+            return
+        self._generations[uid] = found["metadata"]["generation"]
         canary = predictor.pop("canaryTrafficPercent", None)
         # Annotations of the service are those of its revisions: a new one makes a new revision.
         template = {"predictor": predictor, "annotations": found["metadata"].get("annotations")}
@@ -339,6 +345,11 @@ class KServe(_Controller):
             rollout = self._rollouts[min(self.revisions, len(self._rollouts)) - 1]
         else:
             rollout = Rollout(after_s=0.02)
+        if rollout.invalid:
+            templates.pop()
+            self._canaries[uid] = rollout  # the next change is one, whatever it is
+            self._replace(key_of(self.plural, found), uid, lambda status: self._refuse(status, rollout))
+            return
         threading.Thread(
             target=self._roll_out,
             args=(key_of(self.plural, found), uid, len(templates), canary, rollout, is_new),
@@ -372,6 +383,10 @@ class KServe(_Controller):
         if self._mode == "Serverless":
             component = status.setdefault("components", {}).setdefault("predictor", {})
             component["latestCreatedRevision"] = name
+
+    def _refuse(self, status: Object, rollout: Rollout) -> None:
+        info = {"reason": rollout.failure, "message": "refused by the tests"}
+        status["modelStatus"] = {"transitionStatus": "InvalidSpec", "lastFailureInfo": info}
 
     def _fail(self, status: Object, name: str, rollout: Rollout) -> None:
         _conditions(status, PredictorReady="False", Ready="False", reason="RevisionFailed")

@@ -15,7 +15,7 @@ from tests.kubeflow.api_server import Fault
 from tests.kubeflow.operators import KServe, Rollout
 
 QUICK = Timing(
-    connect_s=2, answer_s=2, patience_s=3, backoff_s=0.05, backoff_max_s=0.2, watch_s=1, outage_s=3, settle_s=0.3,
+    connect_s=2, answer_s=2, patience_s=1.5, backoff_s=0.05, backoff_max_s=0.2, watch_s=1, outage_s=3, settle_s=0.3,
     rollback_s=2,
 )  # fmt: skip
 KEY = ("serving.kserve.io/inferenceservices", "team", "pets")
@@ -88,6 +88,7 @@ def test_update_waits_for_its_own_revision(api, kserve):
     assert traffic(api) == {"2": 100}
 
 
+@pytest.mark.slow
 def test_canary_is_raised_and_promoted_without_a_new_revision(api, kserve):
     with kserve() as controller:
         run(version(1))
@@ -150,6 +151,15 @@ def test_broken_model_is_rolled_back_to_what_was_served(api, kserve, code, error
         assert words in str(raised.value)
     assert predictor(api) == former
     assert traffic(api) == {"3": 100}
+
+
+def test_spec_that_kserve_refuses_is_rolled_back_though_it_got_no_revision(api, kserve):
+    with kserve(Rollout(), Rollout(failure="NoSupportingRuntime", invalid=True)) as controller:
+        run(version(1))
+        with pytest.raises(DataError, match=r"InvalidSpec: NoSupportingRuntime: .*former spec, which is ready"):
+            run(version(2))
+        assert run(version(1)).revision == "pets-predictor-00001"
+    assert controller.revisions == 2 and traffic(api) == {"1": 100}
 
 
 def test_broken_new_service_is_deleted_again(api, kserve):
@@ -299,6 +309,7 @@ def test_command_prints_the_address(api, kserve, command):
     assert "state=created\n" in done.stdout and "revision=pets-predictor-00001\n" in done.stdout
 
 
+@pytest.mark.slow
 def test_sigterm_leaves_the_service(api, kserve, command):
     with kserve(Rollout(after_s=60)):
         started = command("deploy", "--model-name=pets", "--storage-uri=pvc://models/pets")
