@@ -1,1 +1,1 @@
-"""Kubeflow: launch a TFJob, deploy an InferenceService, try a TFJob on one machine; no TensorFlow."""
+"""Kubeflow: launch a job, deploy an InferenceService, try a TFJob on one machine."""

@@ -90,7 +90,8 @@ class Operator:
             log.info("claim %s: the volume %s, which is there", claim.name, volume)
             return
         log.info("claim %s: the new volume %s", claim.name, volume)
-        plan = VolumePlan(volume, 0o2777 if claim.group else 0o777, claim.group, folders=_with_parents(claim.folders))
+        mode = 0o777 if claim.group is None else 0o2777
+        plan = VolumePlan(volume, mode, claim.group, folders=_with_parents(claim.folders))
         # Not marked as the job's: it outlives the job.
         self.engine.create_volumes([plan], [], self.plans[0].main.image)
 
