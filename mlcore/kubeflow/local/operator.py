@@ -173,22 +173,13 @@ class Operator:
         if not running or not kept:
             self._remove_rest(kept)
         if kept:
-            log.info("kept, with their logs: %s; the next run of the job removes them, or: %s",
-                     ", ".join(pod.plan.name for pod in kept), self._how_to_remove(kept, bool(running)))  # fmt: skip
+            log.info("kept for docker logs: %s; the next run of the job removes them, and --remove=true keeps none",
+                     ", ".join(pod.plan.name for pod in kept))  # fmt: skip
         for pod in kept:
             pod.leave()
 
     def _kept(self) -> list[Pod]:
         return [pod for name, pod in self.pods.items() if name not in self._gone]
-
-    def _how_to_remove(self, pods: Sequence[Pod], running: bool) -> str:
-        volumes = [volume.name for pod in pods for volume in pod.plan.volumes]
-        commands = [f"docker rm --force {' '.join(name for pod in pods for name in pod.containers)}"]
-        if volumes:
-            commands.append(f"docker volume rm {' '.join(volumes)}")
-        if running:
-            commands.append(f"docker network rm {self.network}")
-        return " && ".join(commands)
 
     def clear(self) -> None:
         """Stop every pod, each with its own grace period, and remove everything but the claims.
