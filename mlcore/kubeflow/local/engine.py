@@ -119,7 +119,7 @@ class Engine:
 
     def stop(self, name: str, grace_s: int) -> None:
         """SIGTERM, and SIGKILL `grace_s` seconds later; one that is gone is no error."""
-        self.call("stop", f"--time={grace_s}", name, check=False, timeout_s=grace_s + _TIMEOUT_S)
+        self.call("stop", "-t", str(grace_s), name, check=False, timeout_s=grace_s + _TIMEOUT_S)
 
     def remove(self, *names: str) -> None:
         """Remove containers, whether they run or are gone."""
@@ -189,9 +189,9 @@ def _archive(volumes: Sequence[VolumePlan]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
 
-        def add(name: str, mode: int, group: int, content: bytes | None = None) -> None:
+        def add(name: str, mode: int, group: int | None, content: bytes | None = None) -> None:
             entry = tarfile.TarInfo(name)
-            entry.mode, entry.gid = mode, group
+            entry.mode, entry.gid = mode, group or 0
             if content is None:
                 entry.type = tarfile.DIRTYPE
             else:
@@ -204,7 +204,7 @@ def _archive(volumes: Sequence[VolumePlan]) -> bytes:
                 add(f"{number}/{folder}", volume.mode, volume.group)
             for path, (content, mode) in volume.files.items():
                 # fsGroup may read what is for its owner.
-                add(f"{number}/{path}", mode | 0o440 if volume.group else mode, volume.group, content)
+                add(f"{number}/{path}", mode if volume.group is None else mode | 0o440, volume.group, content)
     return buffer.getvalue()
 
 

@@ -90,7 +90,8 @@ class Operator:
             log.info("claim %s: the volume %s, which is there", claim.name, volume)
             return
         log.info("claim %s: the new volume %s", claim.name, volume)
-        plan = VolumePlan(volume, 0o2777 if claim.group else 0o777, claim.group, folders=_with_parents(claim.folders))
+        mode = 0o777 if claim.group is None else 0o2777
+        plan = VolumePlan(volume, mode, claim.group, folders=_with_parents(claim.folders))
         # Not marked as the job's: it outlives the job.
         self.engine.create_volumes([plan], [], self.plans[0].main.image)
 
@@ -172,22 +173,13 @@ class Operator:
         if not running or not kept:
             self._remove_rest(kept)
         if kept:
-            log.info("kept, with their logs: %s; the next run of the job removes them, or: %s",
-                     ", ".join(pod.plan.name for pod in kept), self._how_to_remove(kept, bool(running)))  # fmt: skip
+            log.info("kept for docker logs: %s; the next run of the job removes them, and --remove=true keeps none",
+                     ", ".join(pod.plan.name for pod in kept))  # fmt: skip
         for pod in kept:
             pod.leave()
 
     def _kept(self) -> list[Pod]:
         return [pod for name, pod in self.pods.items() if name not in self._gone]
-
-    def _how_to_remove(self, pods: Sequence[Pod], running: bool) -> str:
-        volumes = [volume.name for pod in pods for volume in pod.plan.volumes]
-        commands = [f"docker rm --force {' '.join(name for pod in pods for name in pod.containers)}"]
-        if volumes:
-            commands.append(f"docker volume rm {' '.join(volumes)}")
-        if running:
-            commands.append(f"docker network rm {self.network}")
-        return " && ".join(commands)
 
     def clear(self) -> None:
         """Stop every pod, each with its own grace period, and remove everything but the claims.

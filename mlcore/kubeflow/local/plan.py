@@ -37,14 +37,14 @@ class VolumePlan:
     Attributes:
         name: Of the engine's volume.
         mode: Of its directory.
-        group: That owns it.
+        group: fsGroup, which owns it; None where the pod names none.
         folders: Paths of folders in it, parents first.
         files: Path -> (content, mode).
     """
 
     name: str
     mode: int = 0o777
-    group: int = 0
+    group: int | None = None
     folders: tuple[str, ...] = ()
     files: Mapping[str, tuple[bytes, int]] = field(default_factory=dict)
 
@@ -62,7 +62,7 @@ class ClaimPlan:
 
     name: str
     directory: Path | None = None
-    group: int = 0
+    group: int | None = None
     folders: tuple[str, ...] = ()
 
 

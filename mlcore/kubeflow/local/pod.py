@@ -87,9 +87,11 @@ class Pod:
 
     def _life(self) -> Phase:
         for container in self.plan.init:
-            code = self._until_it_stays_ended(container, self._init_name(container))
+            name = self._init_name(container)
+            code = self._until_it_stays_ended(container, name)
             if code != 0 or self._stopping.is_set():
                 return "Failed"
+            self._engine.remove(name)
         self.exit_code = self._until_it_stays_ended(self.plan.main, self.plan.name)
         return "Succeeded" if self.exit_code == 0 else "Failed"
 

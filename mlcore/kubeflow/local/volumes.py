@@ -41,7 +41,7 @@ def volumes_of(spec: Node, facts: PodFacts, directories: Mapping[str, Path]) -> 
         facts: About the pod.
         directories: Name of a claim or a volume -> the directory in its place.
     """
-    group = spec.at("securityContext").at("fsGroup").integer(0) or 0
+    group = spec.at("securityContext").at("fsGroup").integer()
     volumes: dict[str, Volume] = {}
     for node in spec.at("volumes").items():
         name = node.at("name").text()
@@ -51,7 +51,7 @@ def volumes_of(spec: Node, facts: PodFacts, directories: Mapping[str, Path]) -> 
     return volumes
 
 
-def _volume(node: Node, name: str, group: int, facts: PodFacts, directories: Mapping[str, Path]) -> Volume:
+def _volume(node: Node, name: str, group: int | None, facts: PodFacts, directories: Mapping[str, Path]) -> Volume:
     if name in directories:
         return Volume(node, directory=directories[name])
     kinds = [key for key in node.mapping() if key != "name"]
@@ -67,7 +67,7 @@ def _volume(node: Node, name: str, group: int, facts: PodFacts, directories: Map
         if source.at("medium").choice(("", "Memory"), ""):
             size = int(quantity(source.at("sizeLimit"))) if source.at("sizeLimit").given else 0
             return Volume(node, memory=True, size=size)
-        return Volume(node, own=VolumePlan(engine_name, 0o2777 if group else 0o777, group))
+        return Volume(node, own=VolumePlan(engine_name, 0o777 if group is None else 0o2777, group))
     if kind in ("configMap", "secret"):
         files = _files(source, kind, facts)
         return Volume(node, own=VolumePlan(engine_name, 0o755, group, files=files), read_only=True)
@@ -144,7 +144,7 @@ def mounts_of(container: Node, volumes: Mapping[str, Volume], namespace: str) ->
 
 def claims_of(spec: Node, volumes: Mapping[str, Volume]) -> tuple[ClaimPlan, ...]:
     """The claims that a pod mounts, with the folders in them that it wants."""
-    group = spec.at("securityContext").at("fsGroup").integer(0) or 0
+    group = spec.at("securityContext").at("fsGroup").integer()
     folders: dict[str, set[str]] = {}
     for container in [*spec.at("initContainers").items(), *spec.at("containers").items()]:
         for mount in container.at("volumeMounts").items():
