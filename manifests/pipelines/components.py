@@ -4,16 +4,20 @@ Every task mounts one claim at /data. Pipelines' own cache is off: a step looks 
 seconds where that was made from the same input; the cache would say so, too, after somebody has emptied the volume.
 """
 
+import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from kfp import components, dsl, kubernetes
 
 from manifests.generate import registry_and_tag
 
 MOUNT = "/data"
 CLAIM = "data"
-STEPS = Path(__file__).resolve().parent.parent.parent / "steps"
+MANIFESTS = Path(__file__).resolve().parent.parent
+STEPS = MANIFESTS.parent / "steps"
 
 
 def component(step: str) -> Any:
@@ -23,6 +27,31 @@ def component(step: str) -> Any:
     old = f"image: mlcore/{step}:latest\n"
     assert text.count(old) == 1, f"{step}: no image"
     return components.load_component_from_text(text.replace(old, f"image: {registry}/{step}:{tag}\n"))
+
+
+def manifest_of(base: str, replaced: Mapping[str, str], more: Sequence[str]) -> str:
+    """The TFJob of manifests/base as text for the step launch.
+
+    Args:
+        base: Folder in manifests/base.
+        replaced: Flags of its members -> what stands in their place, such as a placeholder of launch.
+        more: Further flags.
+    """
+    job = yaml.safe_load((MANIFESTS / "base" / base / "train.yaml").read_text())
+    registry, tag = registry_and_tag()
+    members = job["spec"]["tfReplicaSpecs"] = {
+        role: copy.deepcopy(replica)  # they share one template by an anchor
+        for role, replica in job["spec"]["tfReplicaSpecs"].items()
+    }
+    for replica in members.values():
+        pod = replica["template"]["spec"]
+        for container in (*pod["initContainers"], *pod["containers"]):
+            container["image"] = f"{registry}/{container['image'].removeprefix('mlcore/')}:{tag}"
+        (member,) = pod["containers"]
+        missing = set(replaced) - set(member["args"])
+        assert not missing, f"{base}: {sorted(missing)} is not there"
+        member["args"] = [replaced.get(flag, flag) for flag in member["args"]] + list(more)
+    return yaml.safe_dump(job, sort_keys=False)
 
 
 def on_volume(

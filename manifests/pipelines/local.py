@@ -67,7 +67,7 @@ def run(pipeline: str, volume: str, root: Path, network: str, parameters: dict[s
         security_opt=["no-new-privileges"],
     )
     local.init(runner, pipeline_root=str(root), raise_on_error=True)
-    module = importlib.import_module(f"manifests.pipelines.{pipeline}")
+    module = importlib.import_module(f"manifests.pipelines.{PIPELINES[pipeline]}")
     getattr(module, pipeline)(**parameters)
 
 
