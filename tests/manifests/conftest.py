@@ -69,6 +69,7 @@ CHECKS = {
     "clusters": steps.clusters,
     "indexed": steps.indexed,
     "flow": steps.flow,
+    "patience": steps.patience,
     "katib": lambda documents: apis.katib(documents, {"StdOut": PRINTED, "TensorFlowEvent": EVENTS}),
     "kserve": apis.kserve,
 }

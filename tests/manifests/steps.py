@@ -312,6 +312,20 @@ def flow(documents: Sequence[Document]) -> list[str]:
     return problems
 
 
+def patience(documents: Sequence[Document]) -> list[str]:
+    """No pod gives up waiting before the time of its job is over."""
+    problems = []
+    for workload in workloads(documents):
+        if workload.wait is None or workload.kind in ("ClusterTrainingRuntime", "TrainJob"):
+            continue
+        spec = workload.document["spec"]
+        seconds = int(workload.wait["args"][2])
+        deadline = spec.get("runPolicy", spec).get("activeDeadlineSeconds", 0)
+        if seconds < deadline:
+            problems.append(f"{workload.name}: waits {seconds} s, has {deadline} s")
+    return problems
+
+
 def _waited_for(workload: Workload) -> str:
     wait = workload.wait
     if wait is None:
