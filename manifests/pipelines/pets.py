@@ -15,7 +15,7 @@ from manifests.pipelines.components import CLAIM, MOUNT, component, manifest_of,
 download_files = component("download")
 extract_archives = component("extract")
 convert_records = component("convert")
-train_detector = component("train")
+train_detector = component("train", "steps", "batch_size")
 launch_job = component("launch")
 evaluate_detector = component("evaluate")
 export_model = component("export")
