@@ -12,6 +12,7 @@ variable "CACHE_TO" { default = "" }
 variable "ATTEST" { default = false }           # SBOM and provenance; not every builder can, a registry takes them
 variable "PIP_CONFIG" { default = "" }          # pip.conf with an index of your own; mounted, never in a layer
 variable "TEST_DATA" { default = "../shared/data" }  # real data sets for the tests of `check`
+variable "TEST_CRDS" { default = "../shared/crds" }  # Kubeflow's API definitions, for them too
 
 # An image for each step. The flavour says which packages it has: docker/Dockerfile, docker/requirements/.
 variable "STEPS" {
@@ -104,7 +105,7 @@ target "lint" {
 target "test" {
   inherits = ["lint"]
   target   = "test"
-  contexts = { test-data = TEST_DATA }
+  contexts = { test-data = TEST_DATA, test-crds = TEST_CRDS }
 }
 
 # build/sbom/<flavour>.cdx.json: packages and licences.

@@ -15,7 +15,7 @@ BOUNDS = {
     "fetch": 60,
     "data": 120,
     "client": 250,
-    "kubeflow": 120,
+    "kubeflow": 80,
     "serving": 1200,
     "tensorflow": 1000,
     "predict": 1000,

@@ -41,7 +41,7 @@ def mnist(  # noqa: PLR0917  (Pipelines calls it by position)
         seed: The same seed gives the same model.
         acceptable_accuracy: The pipeline fails below it.
         serve: Deploy the model on KServe, if it is good enough; the account of the run may do so by
-            manifests/base/access.
+            manifests/overlays/access.
     """
     download = mnist_download(output_dir=f"{MOUNT}/{folder}/data", dataset=dataset, mirror=mirror)
     on_volume(download, claim, cpu="250m", memory="256Mi", memory_limit="1Gi", timeout_s=3600)

@@ -86,7 +86,7 @@ def pets(  # noqa: PLR0917  (Pipelines calls it by position)
         batch_size: Images a step.
         seed: Decides first weights, order and augmentation.
         pictures: What the step predict draws boxes on.
-        serve: Deploy the model on KServe; the account of the run may do so by manifests/base/access.
+        serve: Deploy the model on KServe; the account of the run may do so by manifests/overlays/access.
     """
     extract, convert = records(claim, folder, mirror, target)
     train = train_detector(
@@ -113,7 +113,7 @@ def pets_distributed(
         preset: Configuration of the detector.
         steps: Training steps in all.
         pictures: What the step predict draws boxes on.
-        serve: Deploy the model on KServe; the account of the run may do so by manifests/base/access.
+        serve: Deploy the model on KServe; the account of the run may do so by manifests/overlays/access.
     """
     claim, folder = CLAIM, "pets"
     extract, convert = records(claim, folder, mirror, "heads")

@@ -232,14 +232,13 @@ class Answer:
             return UsageError(f"{self.summary()}; expected a Kubernetes API server")
         if "exceeded quota" in message:
             return TransientError(f"namespace {self.request.namespace}: {message}")
-        user = re.search(r'User "([^"]*)" cannot ', message)
-        if user is None:  # an admission webhook, or a namespace that is being deleted
+        refused = re.search(r'User "([^"]*)" cannot (\w+) resource "([^"]*)"', message)
+        if refused is None:  # an admission webhook, or a namespace that is being deleted
             return UsageError(f"{self.request.object_name}: refused by the server: {message}")
-        asked = self.request
-        resource = "/".join(filter(None, (asked.resource.plural, asked.subresource)))
+        user, verb, resource = refused.groups()  # an apply that creates is refused as create
         return Forbidden(
-            f"{user[1]} may not {asked.verb} {asked.what}; its Role lacks apiGroups: "
-            f'["{asked.resource.group}"], resources: ["{resource}"], verbs: ["{asked.verb}"]'
+            f"{user} may not {verb} {self.request.what}; its Role lacks apiGroups: "
+            f'["{self.request.resource.group}"], resources: ["{resource}"], verbs: ["{verb}"]'
         )
 
     def _missing(self, message: str) -> MlcoreError:

@@ -8,12 +8,14 @@ import json
 import logging
 import os
 import random
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from mlcore.kubeflow.answers import FINAL_MISSING, Answer, Expired, Request, retry_after_s, worth_another_try
 from mlcore.runtime.errors import TransientError, UsageError
@@ -63,6 +65,7 @@ class Resource:
 
 
 PODS = Resource("", "v1", "pods", "Pod")
+EVENTS = Resource("", "v1", "events", "Event")
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class Timing:
     log_poll_s: float = 1
     log_end_s: float = 15
     gone_s: float = 60
-    stop_s: float = 7
+    stop_s: float = 7.5
     settle_s: float = 15
     rollback_s: float = 120
 
@@ -116,6 +119,11 @@ class Cluster:
         self.host: str = client.configuration.host
         self.namespace = namespace
         self.timing = timing
+        self._closed = threading.Event()
+
+    def close(self) -> None:
+        """Ask for nothing more, and repeat nothing; what was sent is not called back."""
+        self._closed.set()
 
     def get(self, resource: Resource, namespace: str, name: str) -> Object | None:
         """An object, or None where there is none of that name.
@@ -206,6 +214,8 @@ class Cluster:
         end = time.monotonic() + patience_s
         wait_s = self.timing.backoff_s
         while True:
+            if self._closed.is_set():
+                raise TransientError(f"{self.host}: is not asked any more")
             left_s = max(end - time.monotonic(), 0.1)
             failure: TransientError
             delay_s = wait_s * random.uniform(0.5, 1)
@@ -311,8 +321,18 @@ def connect(
                 "no cluster is configured: set KUBECONFIG, have ~/.kube/config, or run in a pod with a service account"
             )
         namespace = _load_kubeconfig(named or str(default), context, configuration)
+    configuration.proxy = configuration.proxy or _proxy_of(configuration.host)
     log.debug("API server %s", configuration.host)
     return Cluster(client.ApiClient(configuration), namespace or "default", timing or Timing())
+
+
+def _proxy_of(host: str) -> str | None:
+    """The proxy that the environment names for this server, as kubectl takes it: never for this machine."""
+    parts = urlsplit(host)
+    name = parts.hostname or ""
+    if name == "localhost" or name.startswith("127.") or name == "::1" or proxy_bypass(name):
+        return None
+    return getproxies().get(parts.scheme)
 
 
 def _text_of(path: Path) -> str:

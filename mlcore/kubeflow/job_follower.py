@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mlcore.kubeflow.answers import Forbidden, Request
-from mlcore.kubeflow.cluster import PODS, Cluster, Object
+from mlcore.kubeflow.cluster import EVENTS, PODS, Cluster, Object
 from mlcore.kubeflow.job_kinds import FINISHED, JobKind, Verdict, best_trial
-from mlcore.kubeflow.job_pods import Exit, Pod, Pods, parse_time
+from mlcore.kubeflow.job_pods import Exit, Pods, parse_time
 from mlcore.kubeflow.pod_logs import PodLog
 from mlcore.kubeflow.watches import Change, Feed, Watch
-from mlcore.runtime.errors import TransientError
+from mlcore.runtime.errors import MlcoreError, TransientError
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +67,7 @@ class JobFollower:
         self._namespace: str = job["metadata"]["namespace"]
         self.verdict = kind.verdict(job)
         self._pods = Pods(kind.container)
-        self._pods_listed = not kind.job_label
-        self._chiefs: dict[str, Pod] = {}  # the newest of each name
+        self._pods_hidden = False  # no permission to see them
         self._logs: dict[str, PodLog] = {}
         self._lines: dict[str, deque[str]] = {}
         self._lock = threading.Lock()
@@ -104,17 +103,22 @@ class JobFollower:
         return self._outcome(time.monotonic() - started)
 
     def _await_pods(self, feed: Feed) -> None:
-        """The job's end may be known before that of its pods."""
-        end = time.monotonic() + min(self._cluster.timing.log_end_s, 5)
-        while time.monotonic() < end and not self._pods_tell_the_end():
-            self._take(feed.next(0.2))
+        """Learn how the pods ended: the job's end may be heard of before theirs.
 
-    def _pods_tell_the_end(self) -> bool:
-        if not self._pods_listed:
-            return False
-        if self.verdict.state == "Failed":
-            return self._pods.failure() is not None or all(pod.is_over for pod in self._pods.by_uid.values())
-        return all(pod.is_over for pod in self._chiefs.values())
+        The job's controller saw them end, so that a listing from now on shows it; of pods that are deleted already only
+        the watch can tell.
+        """
+        if not self._kind.job_label or self._pods_hidden:
+            return
+        selectors = {"labelSelector": f"{self._kind.job_label}={self.name}"}
+        try:
+            listing = self._cluster.list(PODS, self._namespace, selectors)
+            self._see_pods(Change(tuple(listing["items"]), listed=True))
+            end = time.monotonic() + min(self._cluster.timing.log_end_s, 3)
+            while self.verdict.state == "Failed" and self._failure() is None and time.monotonic() < end:
+                self._take(feed.next(0.2))
+        except MlcoreError as error:  # the outcome is known without them
+            log.warning("the pods of %s are not seen: %s", self._what, error)
 
     def _take(self, item: tuple[str, Change | Exception] | None) -> None:
         if item is None:
@@ -123,7 +127,7 @@ class JobFollower:
         if isinstance(change, Exception):
             if source == "pods" and isinstance(change, Forbidden):
                 log.warning("the job is followed without its pods and their logs: %s", change)
-                self._pods_listed = True
+                self._pods_hidden = True
                 return
             raise change
         if source == "pods":
@@ -154,12 +158,10 @@ class JobFollower:
         for found in mine:
             pod = self._pods.see(found, deleted=change.deleted)
             if pod.started and self._kind.is_chief(self._job, found):
-                self._chiefs[pod.name] = pod
                 if pod.name not in self._logs:
                     self._logs[pod.name] = PodLog(self._cluster, self._namespace, self._see_line)
                 self._logs[pod.name].show(pod)
         if change.listed:
-            self._pods_listed = True
             self._pods.only({found["metadata"]["uid"] for found in mine})
 
     def _belongs(self, pod: Object) -> bool:
@@ -187,15 +189,20 @@ class JobFollower:
         if began is not None and ended is not None:
             seconds = (ended - began).total_seconds()
         outcome = Outcome(self.verdict, seconds, self._pods.restarts)
+        if self._kind.retries:
+            outcome.restarts += max((status.get("failed") or 0) - (self.verdict.state == "Failed"), 0)
         with self._lock:
             outcome.metrics, outcome.outputs = dict(self._metrics), dict(self._outputs)
         metrics, outputs = best_trial(self._job)
         outcome.metrics.update(metrics)
         outcome.outputs.update(outputs)
-        if self.verdict.state == "Failed" and (failure := self._pods.failure()) is not None:
+        if self.verdict.state == "Failed" and (failure := self._failure()) is not None:
             outcome.failure = failure
             outcome.last_lines = list(self._lines.get(failure.pod) or self._tail(failure))
         return outcome
+
+    def _failure(self) -> Exit | None:
+        return self._pods.failure(last=self._kind.retries)
 
     def _tail(self, failure: Exit) -> list[str]:
         """The last lines of a container whose log was not followed, if its pod is still there."""
@@ -210,4 +217,17 @@ class JobFollower:
 
     def _too_late(self, timeout_s: float) -> str:
         end = f"{self._what}: not done after {timeout_s:g} s, its last condition is {self.verdict}"
-        return "; ".join([end, *self._pods.waiting()[:3]])
+        return "; ".join([end, *(self._pods.waiting()[:3] or self._warnings())])
+
+    def _warnings(self) -> list[str]:
+        """What the job's events say where there are no pods: a quota, a security policy, no operator."""
+        if self._pods.by_uid or not self._kind.job_label:
+            return []
+        selectors = {"fieldSelector": f"involvedObject.name={self.name},type=Warning"}
+        try:
+            events = self._cluster.list(EVENTS, self._namespace, selectors)["items"]
+        except MlcoreError as error:
+            log.debug("no events of %s: %s", self._what, error)
+            events = []
+        texts = [f"{event.get('reason')}: {event.get('message')}" for event in events]
+        return ["it has no pods", *(texts[-1:] or ["no event tells why; is its operator running?"])]

@@ -39,6 +39,7 @@ class JobKind:
         container: Name of the container that does the work; empty: the first.
         conditions: Condition type -> state, the strongest first.
         owns_pods: Whether the job itself is the controller of its pods.
+        retries: Whether a pod that fails is followed by one of another name that does the same work.
     """
 
     resource: Resource
@@ -46,6 +47,7 @@ class JobKind:
     container: str
     conditions: tuple[tuple[str, State], ...]
     owns_pods: bool
+    retries: bool = False
 
     def verdict(self, job: Object) -> Verdict:
         """What the job's conditions say now."""
@@ -98,11 +100,12 @@ JOB_KINDS = (
         "training.kubeflow.org/job-name", "tensorflow", _TRAINING, owns_pods=True,
     ),
     JobKind(
-        Resource("trainer.kubeflow.org", "v1alpha1", "trainjobs", "TrainJob", "Kubeflow Trainer (kubeflow/trainer 2)"),
+        Resource("trainer.kubeflow.org", "v1alpha1", "trainjobs", "TrainJob", "Kubeflow Trainer 2"),
         "jobset.sigs.k8s.io/jobset-name", "node", _BATCH, owns_pods=False,
     ),
     JobKind(
-        Resource("batch", "v1", "jobs", "Job"), "batch.kubernetes.io/job-name", "", _BATCH, owns_pods=True,
+        Resource("batch", "v1", "jobs", "Job"),
+        "batch.kubernetes.io/job-name", "", _BATCH, owns_pods=True, retries=True,
     ),
     JobKind(
         Resource("kubeflow.org", "v1beta1", "experiments", "Experiment", "Katib (kubeflow/katib)"),

@@ -142,12 +142,17 @@ class Pods:
         pods = [pod for pod in self.by_uid.values() if pod.waiting and not pod.is_over]
         return [f"pod {pod.name} waits: {pod.waiting}" for pod in pods]
 
-    def failure(self) -> Exit | None:
-        """The end that made the job fail: the first that was no consequence of another's, of the newest pods."""
+    def failure(self, *, last: bool = False) -> Exit | None:
+        """The end that made the job fail: the first that was no consequence of another's, of the newest pods.
+
+        Args:
+            last: The last instead: of pods that are tries of the same work.
+        """
         newest = {pod.name: pod for pod in self.by_uid.values()}
         ends = [end for pod in newest.values() for end in pod.exits.values() if end.code]
         causes = [end for end in ends if end.code not in _KILLED or end.reason not in ("", "Error")] or ends
-        return min(causes, key=lambda end: end.finished_at or "9", default=None)
+        ordered = sorted(causes, key=lambda end: end.finished_at or "9")  # in seconds; of equal ones as they were seen
+        return ordered[-1 if last else 0] if ordered else None
 
 
 def _exit(pod: Pod, container: str, ended: Object) -> Exit:

@@ -24,7 +24,7 @@ _NAME = r"[A-Za-z][A-Za-z0-9_-]*"
 _PLACEHOLDER = re.compile(r"\{\{(?P<braces>[^{}\n]*)\}\}|(?P<escape>\$?)\$\{(?P<dollar>" + _NAME + r")\}")
 # What stands for a placeholder while the text is parsed: a plain scalar wherever it is, and nothing anybody writes.
 _MARK = "mlcore-placeholder-{}-9f3a"
-_MARKED = re.compile(r"mlcore-placeholder-(" + _NAME + r")-9f3a")
+_MARKED = re.compile(r"mlcore-placeholder-(" + _NAME + r"?)-9f3a")
 _LABEL = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
@@ -190,8 +190,9 @@ def named(job: Object, source: str, *, unique_name: bool) -> Object:
 
 def with_digest(job: Object) -> Object:
     """The job with an annotation by which a later run knows its own."""
-    digest = hashlib.sha256(canonical(job).encode()).hexdigest()
     metadata = job["metadata"]
+    named_only = {name: value for name, value in metadata.items() if name != "namespace"}  # a flag may give it as well
+    digest = hashlib.sha256(canonical({**job, "metadata": named_only}).encode()).hexdigest()
     return {**job, "metadata": {**metadata, "annotations": {**(metadata.get("annotations") or {}), DIGEST: digest}}}
 
 

@@ -1,5 +1,6 @@
 """The step `launch`: a distributed job on a cluster, from its manifest to its outcome."""
 
+import contextlib
 import json
 import logging
 import sys
@@ -90,8 +91,11 @@ def launch(
     """
     from mlcore.kubeflow import job_kinds, job_template
 
-    if output_dir is not None and output_dir.exists() and not output_dir.is_dir():
-        raise UsageError(f"--output-dir={output_dir}: is a file, expected a directory")
+    if output_dir is not None:
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--output-dir={output_dir}: expected a directory ({error.strerror})") from error
     text, source = job_template.read_text(manifest)
     job = job_template.render(text, source, job_template.parse_values(set))
     kind = job_kinds.kind_of(job, source)
@@ -134,6 +138,8 @@ class Launch:
         self._context, self._timing = context, timing
         self._cluster: Cluster | None = None
         self._mine = threading.Event()  # set once the job in the cluster may be ours
+        self._answered = threading.Event()  # no creation is on its way
+        self._answered.set()
         self._abandoned = threading.Event()
 
     @property
@@ -154,6 +160,8 @@ class Launch:
             return work.result()
         except Stopped:
             self._abandoned.set()
+            if self._cluster is not None:
+                self._cluster.close()
             if self._delete_on_stop and self._mine.is_set():
                 deletion = Background(self._delete)
                 if not deletion.wait(self._stop_s + 1):
@@ -206,6 +214,7 @@ class Launch:
             there = cluster.get(resource, namespace, name)
             if there is None:
                 self._mine.set()
+                self._answered.clear()
                 try:
                     made = cluster.create(resource, namespace, wanted)
                 except Conflict as error:
@@ -213,6 +222,8 @@ class Launch:
                         raise
                     self._mine.clear()
                     continue  # made meanwhile, by an earlier try of ours or by someone else
+                finally:
+                    self._answered.set()
                 log.info("%s was created in namespace %s", self._what, namespace)
                 return made
             if there["metadata"].get("deletionTimestamp"):
@@ -286,7 +297,8 @@ class Launch:
 
     def _show_metric(self, line: str) -> None:
         if not self._abandoned.is_set():
-            print(line, file=sys.stdout, flush=True)
+            with contextlib.suppress(BrokenPipeError):  # nobody reads them any more; the job goes on
+                print(line, file=sys.stdout, flush=True)
 
     def _raise_on_failure(self, outcome: "Outcome") -> None:
         """End as the job ended.
@@ -314,8 +326,14 @@ class Launch:
             record |= {key: value for key, value in asdict(outcome).items() if key not in ("verdict", "last_lines")}
             record |= asdict(outcome.verdict)
         record |= {"exit_code": error.exit_code if error else 0, "error": str(error) if error else ""}
-        with atomic_file(self._output_dir / OUTCOME) as temporary:
-            temporary.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+        path = self._output_dir / OUTCOME
+        try:
+            with atomic_file(path) as temporary:
+                temporary.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+        except OSError as failure:
+            if error is None:
+                raise TransientError(f"{path}: cannot be written ({failure.strerror})") from failure
+            log.error("%s: cannot be written (%s)", path, failure.strerror)
 
     def _delete(self) -> None:
         """Delete the job, within what is left of the ten seconds after SIGTERM."""
@@ -323,7 +341,9 @@ class Launch:
 
         if self._cluster is None or self._namespace is None:
             return
-        timing = replace(self._cluster.timing, patience_s=self._stop_s, connect_s=2, answer_s=3, backoff_s=0.3)
+        self._answered.wait(self._stop_s / 3)  # deleting what is only being made would find nothing
+        patience_s = 2 * self._stop_s / 3
+        timing = replace(self._cluster.timing, patience_s=patience_s, connect_s=2, answer_s=3, backoff_s=0.3)
         hurried = Cluster(self._cluster.client, self._cluster.namespace, timing)
         try:
             if hurried.delete(self._kind.resource, self._namespace, self._job["metadata"]["name"], uid=None):

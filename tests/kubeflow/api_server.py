@@ -136,6 +136,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self._text(404, "404 page not found\n")
                 return
             key = (plural, match["namespace"], match["name"] or "")
+            if verb == "patch" and api.store.get(key) is None:  # an apply that creates
+                api.authorise(
+                    self.headers.get("Authorization"), "create", resource, match["group"] or "", match["namespace"]
+                )
             if verb == "watch":
                 self._watch(key, query, fault)
             elif match["sub"] == "log":
@@ -229,6 +233,7 @@ class ApiServer:
         requests: (verb, resource, name, query, content type) of each request.
         faults: What goes wrong next.
         denied: (verb, resource) that the user may not do.
+        rules: Rules of the only Role that the user has; None: everything else is allowed.
         installed: Kinds of objects: group/plural -> (version, kind).
         namespaces: The namespaces there are.
         bookmark_s: Seconds between the bookmarks of a watch.
@@ -240,6 +245,7 @@ class ApiServer:
         self.requests: list[tuple[str, str, str, dict[str, str], str]] = []
         self.faults: list[Fault] = []
         self.denied: set[tuple[str, str]] = set()
+        self.rules: list[Object] | None = None
         self.namespaces = {"team"}
         self.bookmark_s = 0.5
         self.installed = {
@@ -294,7 +300,11 @@ class ApiServer:
         """Refuse strangers with 401, and what a Role would have to allow with 403."""
         if (header or "").lower() != f"bearer {TOKEN}".lower():
             raise Refusal(401, "Unauthorized", "Unauthorized")
-        if (verb, resource) in self.denied:
+        allowed = self.rules is None or any(
+            group in rule["apiGroups"] and resource in rule["resources"] and verb in rule["verbs"]
+            for rule in self.rules
+        )
+        if (verb, resource) in self.denied or not allowed:
             plural = resource.split("/", maxsplit=1)[0]
             name = f"{plural}.{group}" if group else plural
             raise Refusal(
@@ -414,9 +424,13 @@ class ApiServer:
 
 
 def _selected(found: Object, query: dict[str, str]) -> bool:
-    wanted = query.get("fieldSelector")
-    if wanted and found["metadata"]["name"] != wanted.removeprefix("metadata.name="):
-        return False
+    for wanted in filter(None, query.get("fieldSelector", "").split(",")):
+        path, _, value = wanted.partition("=")
+        at: Any = found
+        for part in path.split("."):
+            at = at.get(part, {})
+        if at != value:
+            return False
     labels = found["metadata"].get("labels") or {}
     pairs = [each.split("=") for each in query.get("labelSelector", "").split(",") if each]
     return all(labels.get(name) == value for name, value in pairs)

@@ -269,8 +269,8 @@ class JobController(_Controller):
         name, key = job["metadata"]["name"], key_of(self.plural, job)
         labels = {"batch.kubernetes.io/job-name": name, "job-name": name}
         container = job["spec"]["template"]["spec"]["containers"][0]["name"]
-        for _ in range(job["spec"].get("backoffLimit", 6) + 1):
-            self._status(key, active=1, startTime=now())
+        for number in range(job["spec"].get("backoffLimit", 6) + 1):
+            self._status(key, active=1, failed=number, startTime=now())
             pod = self._kubelet.start(job, "pod", f"{name}-{uuid.uuid4().hex[:5]}", labels, container)
             while (end := ended(self.store.get(pod))) is None:
                 if key not in self.store.objects or self._stopping.is_set():
@@ -284,7 +284,7 @@ class JobController(_Controller):
             "type": "Failed", "status": "True", "reason": "BackoffLimitExceeded",
             "message": "Job has reached the specified backoff limit",
         }  # fmt: skip
-        self._status(key, active=0, conditions=[failed])
+        self._status(key, active=0, failed=number + 1, conditions=[failed])
 
     def _status(self, key: Key, **status: Any) -> None:
         self.store.replace(key, lambda job: job.setdefault("status", {}).update(status))

@@ -1,0 +1,150 @@
+"""`mlcore launch` as a process: exit codes, signals, manifests from files, standard input and text."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.kubeflow.api_server import Fault
+from tests.kubeflow.operators import Run, TrainingOperator
+
+KEY = ("kubeflow.org/tfjobs", "team", "digits")
+MANIFEST = """
+apiVersion: kubeflow.org/v1
+kind: TFJob
+metadata: {name: digits}
+spec:
+  tfReplicaSpecs:
+    Worker:
+      restartPolicy: Never
+      template: {spec: {containers: [{name: tensorflow, image: "mlcore/${image}"}]}}
+"""
+ARGUMENTS = ("launch", "--set=image=mnist-train", "--namespace=team")
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    path = tmp_path / "digits.yaml"
+    path.write_text(MANIFEST)
+    return path
+
+
+def wait_for(condition):
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def phase(api):
+    pod = api.store.get(("pods", "team", "digits-worker-0"))
+    return ((pod or {}).get("status") or {}).get("phase")
+
+
+def test_success_is_0_with_results_for_pipelines(api, command, manifest, tmp_path):
+    with TrainingOperator(api, {"worker-0": [Run(["2026-11-24T10:00:00Z accuracy=0.97"])]}).working():
+        done = command(*ARGUMENTS, f"--manifest={manifest}", f"--output-dir={tmp_path / 'out'}",
+                       f"--result-file=metrics={tmp_path / 'metrics'}").wait()  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "2026-11-24T10:00:00Z accuracy=0.97"
+    assert "name=digits\n" in done.stdout and "state=Succeeded\n" in done.stdout
+    assert json.loads((tmp_path / "metrics").read_text()) == {"accuracy": 0.97}
+    outcome = json.loads((tmp_path / "out" / "outcome.json").read_text())
+    assert (outcome["state"], outcome["metrics"], outcome["exit_code"]) == ("Succeeded", {"accuracy": 0.97}, 0)
+
+
+@pytest.mark.parametrize(("code", "expected"), [(65, 65), (75, 75)])
+def test_failure_is_one_line_and_its_code(api, command, manifest, code, expected):
+    with TrainingOperator(api, {"worker-0": [Run(["mlcore mnist-train: error: cut"], code=code)]}).working():
+        done = command(*ARGUMENTS, f"--manifest={manifest}").wait()
+    assert done.returncode == expected
+    assert done.stdout == ""
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("mlcore launch: error: TFJob digits: Failed (TFJobFailed: ") and "error: cut" in last
+
+
+def test_sigterm_leaves_the_job_and_the_same_command_follows_it(api, command, manifest):
+    with TrainingOperator(api, {"worker-0": [Run([f"a={n}" for n in range(15)], pause_s=0.1)]}).working():
+        first = command(*ARGUMENTS, f"--manifest={manifest}")
+        wait_for(lambda: phase(api) == "Running")
+        started = time.monotonic()
+        done = first.stop()
+        assert time.monotonic() - started < 3
+        assert done.returncode == 143
+        assert "goes on; the same command follows it" in done.stderr and "stopped by SIGTERM" in done.stderr
+        assert api.store.get(KEY)
+        done = command(*ARGUMENTS, f"--manifest={manifest}").wait()
+        assert done.returncode == 0 and '"a": 14' in done.stdout
+
+
+def test_sigterm_deletes_the_job_on_demand(api, command, manifest):
+    with TrainingOperator(api, {}).working():
+        started = command(*ARGUMENTS, f"--manifest={manifest}", "--delete-on-stop=true")
+        wait_for(lambda: phase(api) == "Running")
+        done = started.stop()
+    assert done.returncode == 143
+    assert "TFJob digits was deleted" in done.stderr
+    assert api.store.get(KEY) is None and api.store.list("pods") == []
+    assert [request[0] for request in api.requests].count("delete") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fault",
+    [Fault(wait_s=60, times=1000), Fault(drop="before", times=100000)],
+    ids=["silent", "gone"],
+)
+def test_sigterm_ends_within_ten_seconds_whatever_the_server_does(api, command, manifest, fault):
+    with TrainingOperator(api, {}).working():
+        started = command(*ARGUMENTS, f"--manifest={manifest}", "--delete-on-stop=true")
+        wait_for(lambda: phase(api) == "Running")
+        api.faults.append(fault)
+        time.sleep(0.3)
+        began = time.monotonic()
+        done = started.stop()
+        assert time.monotonic() - began < 10
+    assert done.returncode == 143
+    assert "could not be deleted" in done.stderr
+
+
+def test_sigterm_while_the_creation_has_no_answer_leaves_no_job(api, command, manifest):
+    api.faults.append(Fault("watch", wait_s=60, times=100))
+    api.faults.append(Fault("create", "tfjobs", wait_s=1))
+    started = command(*ARGUMENTS, f"--manifest={manifest}", "--delete-on-stop=true")
+    wait_for(lambda: any(request[0] == "create" for request in api.requests))
+    done = started.stop()
+    assert done.returncode == 143
+    assert [request[0] for request in api.requests].count("delete") == 1
+    assert api.store.get(KEY) is None
+
+
+@pytest.mark.slow
+def test_killed_launcher_leaves_a_job_that_the_next_one_follows(api, command, manifest):
+    with TrainingOperator(api, {"worker-0": [Run(["a=1", "a=2"], pause_s=1.2)]}).working():
+        first = command(*ARGUMENTS, f"--manifest={manifest}")
+        wait_for(lambda: phase(api) == "Running")
+        first.process.kill()
+        done = command(*ARGUMENTS, f"--manifest={manifest}").wait()
+    assert done.returncode == 0 and "is there already" in done.stderr and '"a": 2' in done.stdout
+    assert [request[0] for request in api.requests].count("create") == 1
+
+
+@pytest.mark.parametrize("how", ["standard-input", "text", "environment"])
+def test_manifest_comes_from_where_pipelines_have_it(api, kubeconfig, how):
+    arguments, extra, text = [*ARGUMENTS], {}, None
+    if how == "standard-input":
+        arguments, text = [*arguments, "--manifest=-"], MANIFEST
+    elif how == "text":
+        arguments.append(f"--manifest={MANIFEST}")
+    else:
+        extra["MLCORE_MANIFEST"] = MANIFEST
+    with TrainingOperator(api, {"worker-0": [Run(["a=1"])]}).working():
+        done = subprocess.run([sys.executable, "-m", "mlcore", *arguments], input=text, capture_output=True, text=True,
+                              env={**os.environ, **extra}, timeout=30)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert api.store.get(KEY)["spec"]["tfReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]["image"] == (
+        "mlcore/mnist-train"
+    )
