@@ -20,6 +20,12 @@ MANIFESTS = Path(__file__).resolve().parent.parent
 STEPS = MANIFESTS.parent / "steps"
 
 
+def image_of(step: str) -> str:
+    """The image of a step."""
+    registry, tag = registry_and_tag()
+    return f"{registry}/{step}:{tag}"
+
+
 def component(step: str, *given: str) -> Any:
     """A step as a component.
 
@@ -28,9 +34,8 @@ def component(step: str, *given: str) -> Any:
         given: Whole numbers without a default that the pipeline gives. The others are left out: the local runner wants
             to make an int of every input of that type, and fails where there is none.
     """
-    registry, tag = registry_and_tag()
     content = yaml.safe_load((STEPS / step / "component.yaml").read_text())
-    content["implementation"]["container"]["image"] = f"{registry}/{step}:{tag}"
+    content["implementation"]["container"]["image"] = image_of(step)
     content["inputs"] = [
         entry
         for entry in content["inputs"]
@@ -48,7 +53,6 @@ def manifest_of(base: str, replaced: Mapping[str, str], more: Sequence[str]) -> 
         more: Further flags.
     """
     job = yaml.safe_load((MANIFESTS / "base" / base / "train.yaml").read_text())
-    registry, tag = registry_and_tag()
     members = job["spec"]["tfReplicaSpecs"] = {
         role: copy.deepcopy(replica)  # they share one template by an anchor
         for role, replica in job["spec"]["tfReplicaSpecs"].items()
@@ -56,7 +60,7 @@ def manifest_of(base: str, replaced: Mapping[str, str], more: Sequence[str]) -> 
     for replica in members.values():
         pod = replica["template"]["spec"]
         for container in (*pod["initContainers"], *pod["containers"]):
-            container["image"] = f"{registry}/{container['image'].removeprefix('mlcore/')}:{tag}"
+            container["image"] = image_of(container["image"].removeprefix("mlcore/"))
         (member,) = pod["containers"]
         missing = set(replaced) - set(member["args"])
         assert not missing, f"{base}: {sorted(missing)} is not there"

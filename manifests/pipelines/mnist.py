@@ -5,7 +5,7 @@ make manifests        build/pipelines/mnist.yaml, for the Pipelines UI or kfp.Cl
 
 from kfp import dsl
 
-from manifests.pipelines.components import CLAIM, MOUNT, component, on_volume
+from manifests.pipelines.components import CLAIM, MOUNT, component, image_of, on_volume
 
 mnist_download = component("mnist-download")
 mnist_train = component("mnist-train")
@@ -60,5 +60,7 @@ def mnist(  # noqa: PLR0917  (Pipelines calls it by position)
     on_volume(evaluate, claim, cpu="500m", memory="1Gi", memory_limit="2Gi", retries=1, timeout_s=3600)
 
     with dsl.If(serve == True, name="serve"):  # noqa: E712  (makes a condition of the pipeline)
-        deploy = deploy_model(model_name="mnist", storage_uri=f"pvc://{claim}/{folder}/exported").after(evaluate)
+        deploy = deploy_model(
+            model_name="mnist", storage_uri=f"pvc://{claim}/{folder}/exported", image=image_of("serve")
+        ).after(evaluate)
         on_volume(deploy, claim, cpu="50m", memory="128Mi", memory_limit="256Mi", retries=1, timeout_s=3600)

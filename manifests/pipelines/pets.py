@@ -10,7 +10,7 @@ from typing import Any
 
 from kfp import dsl
 
-from manifests.pipelines.components import CLAIM, MOUNT, component, manifest_of, on_volume
+from manifests.pipelines.components import CLAIM, MOUNT, component, image_of, manifest_of, on_volume
 
 download_files = component("download")
 extract_archives = component("extract")
@@ -57,7 +57,9 @@ def after_training(
     ).after(extract)
     on_volume(predict, claim, cpu="1", memory="1Gi", memory_limit="4Gi", retries=1, timeout_s=3600)
     with dsl.If(serve == True, name="serve"):  # noqa: E712  (makes a condition of the pipeline)
-        deploy = deploy_model(model_name="pets", storage_uri=f"pvc://{claim}/{folder}/exported").after(export)
+        deploy = deploy_model(
+            model_name="pets", storage_uri=f"pvc://{claim}/{folder}/exported", image=image_of("serve")
+        ).after(export)
         on_volume(deploy, claim, cpu="50m", memory="128Mi", memory_limit="256Mi", retries=1, timeout_s=3600)
 
 
