@@ -18,7 +18,7 @@ from mlcore.cli import STEPS
 
 ROOT = Path(__file__).resolve().parent
 IMAGES = ROOT / "images" / "kustomization.yaml"
-PIPELINES = ("mnist", "pets")
+PIPELINES = {"mnist": "mnist", "pets": "pets", "pets_distributed": "pets"}  # pipeline -> its module
 GPU = ("mnist-train", "train")  # steps that have an image with CUDA as well
 OTHERS = (("tensorflow/serving", "2.20.0"), ("tensorflow/tensorflow", "2.20.0"))
 _HEAD = """\
@@ -54,8 +54,8 @@ def compile_pipelines(folder: Path) -> list[Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name in PIPELINES:
-        module = importlib.import_module(f"manifests.pipelines.{name}")
+    for name, module_name in PIPELINES.items():
+        module = importlib.import_module(f"manifests.pipelines.{module_name}")
         path = folder / f"{name}.yaml"
         compiler.Compiler().compile(getattr(module, name), str(path))
         paths.append(path)

@@ -17,13 +17,11 @@ from docstring_parser import parse
 
 from mlcore.cli import load_step
 from mlcore.runtime.parameters import Parameter, parameters_of
-from mlcore.runtime.pipelines import METRICS, REPORT
+from mlcore.runtime.pipelines import METRICS, REPORT, REPORT_FILE
 from mlcore.runtime.results import result_type
 
 IMAGE = "mlcore/{name}:latest"  # manifests.pipelines.components puts REGISTRY and TAG in their place
 COMMAND = ["dumb-init", "--single-child", "--", "python", "/opt/step"]
-# Steps that write report.html into their --output-dir or --model-dir.
-WITH_REPORT = ("convert", "predict", "mnist-train", "mnist-evaluate")
 _TYPES = {str: "String", Path: "String", int: "Integer", float: "Float", bool: "Boolean", dict: "JsonObject"}
 _HEAD = "# Generated from the signature by `make steps`; changes here are lost.\n"
 
@@ -35,7 +33,7 @@ def component_yaml(name: str) -> str:
     parameters = parameters_of(function)
     outputs = _outputs(function)
     shown = [{"name": METRICS, "type": "Metrics", "description": "Numbers among the results."}]
-    if name in WITH_REPORT:
+    if REPORT_FILE in (function.__doc__ or ""):  # a step that writes one says so
         shown.append({"name": REPORT, "type": "HTML", "description": "The step's report.html."})
     arguments = [
         f"{parameter.flag}={{{{$.inputs.parameters['{parameter.name}']}}}}"

@@ -4,25 +4,68 @@ Every task mounts one claim at /data. Pipelines' own cache is off: a step looks 
 seconds where that was made from the same input; the cache would say so, too, after somebody has emptied the volume.
 """
 
+import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from kfp import components, dsl, kubernetes
 
 from manifests.generate import registry_and_tag
 
 MOUNT = "/data"
 CLAIM = "data"
-STEPS = Path(__file__).resolve().parent.parent.parent / "steps"
+MANIFESTS = Path(__file__).resolve().parent.parent
+STEPS = MANIFESTS.parent / "steps"
 
 
-def component(step: str) -> Any:
-    """A step as a component."""
+def image_of(step: str) -> str:
+    """The image of a step."""
     registry, tag = registry_and_tag()
-    text = (STEPS / step / "component.yaml").read_text()
-    old = f"image: mlcore/{step}:latest\n"
-    assert text.count(old) == 1, f"{step}: no image"
-    return components.load_component_from_text(text.replace(old, f"image: {registry}/{step}:{tag}\n"))
+    return f"{registry}/{step}:{tag}"
+
+
+def component(step: str, *given: str) -> Any:
+    """A step as a component.
+
+    Args:
+        step: Its name.
+        given: Whole numbers without a default that the pipeline gives. The others are left out: the local runner wants
+            to make an int of every input of that type, and fails where there is none.
+    """
+    content = yaml.safe_load((STEPS / step / "component.yaml").read_text())
+    content["implementation"]["container"]["image"] = image_of(step)
+    content["inputs"] = [
+        entry
+        for entry in content["inputs"]
+        if entry["type"] != "Integer" or "default" in entry or not entry.get("optional") or entry["name"] in given
+    ]
+    return components.load_component_from_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def manifest_of(base: str, replaced: Mapping[str, str], more: Sequence[str]) -> str:
+    """The TFJob of manifests/base as text for the step launch.
+
+    Args:
+        base: Folder in manifests/base.
+        replaced: Flags of its members -> what stands in their place, such as a placeholder of launch.
+        more: Further flags.
+    """
+    job = yaml.safe_load((MANIFESTS / "base" / base / "train.yaml").read_text())
+    members = job["spec"]["tfReplicaSpecs"] = {
+        role: copy.deepcopy(replica)  # they share one template by an anchor
+        for role, replica in job["spec"]["tfReplicaSpecs"].items()
+    }
+    for replica in members.values():
+        pod = replica["template"]["spec"]
+        for container in (*pod["initContainers"], *pod["containers"]):
+            container["image"] = image_of(container["image"].removeprefix("mlcore/"))
+        (member,) = pod["containers"]
+        missing = set(replaced) - set(member["args"])
+        assert not missing, f"{base}: {sorted(missing)} is not there"
+        member["args"] = [replaced.get(flag, flag) for flag in member["args"]] + list(more)
+    return yaml.safe_dump(job, sort_keys=False)
 
 
 def on_volume(

@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--root", type=Path, default=Path("build/pipelines/local"), help="folder for the artifacts")
     parser.add_argument("--network", default="bridge", help="network of the containers, such as host or none")
     parser.add_argument("parameters", nargs="*", metavar="name=value", help="parameters of the pipeline; JSON or text")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     given = {}
     for text in arguments.parameters:
         name, equals, value = text.partition("=")
@@ -67,7 +67,7 @@ def run(pipeline: str, volume: str, root: Path, network: str, parameters: dict[s
         security_opt=["no-new-privileges"],
     )
     local.init(runner, pipeline_root=str(root), raise_on_error=True)
-    module = importlib.import_module(f"manifests.pipelines.{pipeline}")
+    module = importlib.import_module(f"manifests.pipelines.{PIPELINES[pipeline]}")
     getattr(module, pipeline)(**parameters)
 
 

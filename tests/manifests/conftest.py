@@ -48,9 +48,8 @@ def known_images() -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def kubeflow() -> apis.Validator:
-    """Kubeflow's own definitions: shared/crds beside the checkout, or beside $MLCORE_TEST_DATA."""
-    data = os.environ.get("MLCORE_TEST_DATA")
-    folder = (Path(data).parent if data else PROJECT.parent / "shared") / "crds"
+    """Kubeflow's own definitions: shared/crds beside the checkout, or $MLCORE_TEST_CRDS."""
+    folder = Path(os.environ.get("MLCORE_TEST_CRDS") or PROJECT.parent / "shared" / "crds")
     assert folder.is_dir(), f"{folder} is missing: the API definitions of Kubeflow"
     return apis.definitions(folder)
 
@@ -69,6 +68,7 @@ CHECKS = {
     "clusters": steps.clusters,
     "indexed": steps.indexed,
     "flow": steps.flow,
+    "patience": steps.patience,
     "katib": lambda documents: apis.katib(documents, {"StdOut": PRINTED, "TensorFlowEvent": EVENTS}),
     "kserve": apis.kserve,
 }

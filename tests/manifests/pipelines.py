@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from google.protobuf import json_format
@@ -14,7 +14,7 @@ from mlcore.runtime.errors import UsageError
 from mlcore.runtime.parameters import parameters_of
 from mlcore.runtime.results import names_of
 from tests.manifests.rendering import COMMAND, Document, step_of
-from tests.manifests.steps import _arguments
+from tests.manifests.steps import wrong_arguments
 
 MOUNT = "/data"
 SAMPLE = f"{MOUNT}/made-by-another-task"
@@ -49,16 +49,31 @@ def tasks(documents: Sequence[Document], images: Sequence[str]) -> list[str]:
     spec, platform = documents
     kubernetes = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     problems = []
-    for name, task in spec["root"]["dag"]["tasks"].items():
+    defaults = {
+        name: entry.get("defaultValue") for name, entry in spec["root"]["inputDefinitions"]["parameters"].items()
+    }
+    for name, task, given in _walk(spec, spec["root"], defaults):
         component = spec["components"][task["componentRef"]["name"]]
         label = component["executorLabel"]
         container = spec["deploymentSpec"]["executors"].get(label, {}).get("container", {})
         found = _container(container, component, images)
         if not found:
-            found += _values(container, component, _inputs(task, component, spec["root"]))
+            found += _values(container, component, _inputs(task, component, given))
         found += _running(task, container, kubernetes.get(label, {}))
         problems += [f"{name}: {text}" for text in found]
     return problems
+
+
+def _walk(
+    spec: Document, owner: Document, given: Mapping[str, Any]
+) -> Iterator[tuple[str, Document, Mapping[str, Any]]]:
+    """The tasks of a component, those of conditions inside it too, with the inputs of the component."""
+    for name, task in owner["dag"]["tasks"].items():
+        component = spec["components"][task["componentRef"]["name"]]
+        if "dag" in component:
+            yield from _walk(spec, component, _inputs(task, component, given))
+        else:
+            yield name, task, given
 
 
 def _container(container: Document, component: Document, images: Sequence[str]) -> list[str]:
@@ -85,9 +100,8 @@ def _container(container: Document, component: Document, images: Sequence[str]) 
     return problems
 
 
-def _inputs(task: Document, component: Document, root: Document) -> dict[str, Any]:
+def _inputs(task: Document, component: Document, given: Mapping[str, Any]) -> dict[str, Any]:
     """The values that a task gets with the pipeline's defaults."""
-    defaults = {name: entry.get("defaultValue") for name, entry in root["inputDefinitions"]["parameters"].items()}
     values = {
         name: entry["defaultValue"]
         for name, entry in component["inputDefinitions"]["parameters"].items()
@@ -95,7 +109,7 @@ def _inputs(task: Document, component: Document, root: Document) -> dict[str, An
     }
     for name, source in task.get("inputs", {}).get("parameters", {}).items():
         if "componentInputParameter" in source:
-            values[name] = defaults.get(source["componentInputParameter"])
+            values[name] = given.get(source["componentInputParameter"])
         elif "taskOutputParameter" in source:
             values[name] = SAMPLE
         else:
@@ -128,8 +142,8 @@ def _values(container: Document, component: Document, values: Mapping[str, Any])
             continue
         used |= set(_INPUT.findall(argument))
         text = _INPUT.sub(lambda match: _text(values.get(match[1], "")), argument)
-        resolved.append(_OUTPUT.sub("/tmp/out", text).replace(" ", ""))
-    problems = _arguments({"image": container["image"], "args": resolved})
+        resolved.append(_OUTPUT.sub("/tmp/out", text))
+    problems = wrong_arguments({"image": container["image"], "args": resolved}, spaces=True)
     parameters = {parameter.name: parameter for parameter in parameters_of(load_step(step_of(container["image"])))}
     for name, value in values.items():
         if name in used or name.startswith("pipelinechannel--"):

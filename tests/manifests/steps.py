@@ -35,11 +35,12 @@ def arguments(documents: Sequence[Document]) -> list[str]:
         for container in workload.containers:
             if container.get("command") == COMMAND and workload.kind != "ClusterTrainingRuntime":
                 where = f"{workload.name}: {container['name']}"
-                problems += [f"{where}: {text}" for text in _arguments(container)]
+                problems += [f"{where}: {text}" for text in wrong_arguments(container)]
     return problems
 
 
-def _arguments(container: Document) -> list[str]:
+def wrong_arguments(container: Document, *, spaces: bool = False) -> list[str]:
+    """What is wrong with the flags and variables of a container; spaces in a value are for those who pass lists."""
     step = step_of(container["image"])
     if step not in STEPS:
         return [f"no step {step}"]
@@ -48,7 +49,8 @@ def _arguments(container: Document) -> list[str]:
     by_variable = {name: parameter for parameter in own for name in parameter.env}
     problems = []
     for argument in container.get("args", []):
-        if not argument.startswith("--") or "=" not in argument or argument.split() != [argument]:
+        plain = spaces or argument.split() == [argument]
+        if not argument.startswith("--") or "=" not in argument or not plain:
             problems.append(f"{argument!r}: expected --name=value without spaces")
     given = flags(container)
     for flag, values in given.items():
@@ -307,6 +309,20 @@ def flow(documents: Sequence[Document]) -> list[str]:
         for path in flags(workload.step).get("--logdir", []):
             if made and path not in made:
                 problems.append(f"{workload.name}: nothing writes curves to {path}")
+    return problems
+
+
+def patience(documents: Sequence[Document]) -> list[str]:
+    """No pod gives up waiting before the time of its job is over."""
+    problems = []
+    for workload in workloads(documents):
+        if workload.wait is None or workload.kind in ("ClusterTrainingRuntime", "TrainJob"):
+            continue
+        spec = workload.document["spec"]
+        seconds = int(workload.wait["args"][2])
+        deadline = spec.get("runPolicy", spec).get("activeDeadlineSeconds", 0)
+        if seconds < deadline:
+            problems.append(f"{workload.name}: waits {seconds} s, has {deadline} s")
     return problems
 
 

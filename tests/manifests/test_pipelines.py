@@ -12,14 +12,15 @@ import yaml
 from kfp import compiler, components
 
 from mlcore.cli import STEPS, load_step, run_step
+from mlcore.kubeflow import job_template
 from mlcore.runtime.parameters import parameters_of
 from mlcore.runtime.results import names_of
 from tests.conftest import PROJECT
 from tests.data.voc_sets import VocSet
-from tests.manifests import pipelines
-from tests.manifests.conftest import known_images
+from tests.manifests import apis, pipelines
+from tests.manifests.conftest import CHECKS, known_images, rendered
 
-NAMES = ("mnist", "pets")
+NAMES = ("mnist", "pets", "pets_distributed")
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,16 @@ def test_the_pipeline_has_the_form_that_pipelines_reads(compiled, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_its_tasks_are_steps_with_valid_flags(compiled, name):
     assert pipelines.tasks(compiled[name], known_images()) == []
+
+
+def test_the_job_that_the_distributed_pipeline_launches_passes_the_checks_of_manifests(compiled, kubeflow):
+    inputs = compiled["pets_distributed"][0]["root"]["dag"]["tasks"]["launch"]["inputs"]["parameters"]
+    text = inputs["manifest"]["runtimeValue"]["constant"]
+    assert "{{" not in text  # Pipelines would take it for a placeholder of its own
+    job = job_template.render(text, "the pipeline", {"steps": "100", "preset": "retinanet-resnet50"})
+    documents = [*rendered("pets"), job | {"metadata": {"name": "launched", "namespace": "mlcore"}}]
+    assert apis.schemas(documents, kubeflow) == []
+    assert {name: found for name, check in CHECKS.items() if (found := check(documents))} == {}
 
 
 def executor(documents, name="mnist-train"):
