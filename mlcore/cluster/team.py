@@ -31,8 +31,9 @@ log = logging.getLogger(__name__)
 # Strategies are made when all are there: from then on it takes seconds.
 _JOIN_TIMEOUT_S = 180.0
 _POLL_INTERVAL_S = 0.5
-# For which a follower whose team broke up, or that is to stop, waits for the chief to say why or that it has.
+# For which a follower whose team broke up waits for the chief to say why, and one that is to stop for it to have saved.
 _LAST_WORD_S = 5.0
+_SAVING_S = 25.0
 
 
 def others_in_team(cluster: Cluster) -> tuple[Member, ...]:
@@ -111,13 +112,16 @@ def join_team(
         RestartError: Somebody is missing after `start_timeout_s`.
         Stopped: The stop flag was set.
     """
-    import_tensorflow()
+    tf = import_tensorflow()
     wait_for_peers(others_in_team(cluster), timeouts.start_timeout_s, stop)
     guard.start()
     with guard.bounded(_JOIN_TIMEOUT_S, "joining the others"):
         presence.close()  # TensorFlow's server takes the port over
-        team = Team(cluster, multi_worker_mirrored_strategy(cluster, timeouts.stall_timeout_s), guard)
-        team.agree(False)
+        try:
+            team = Team(cluster, multi_worker_mirrored_strategy(cluster, timeouts.stall_timeout_s), guard)
+            team.agree(False)
+        except tf.errors.OpError as error:
+            raise RestartError(f"{cluster.me.name}: cannot join the others: {str(error).splitlines()[0]}") from error
     log.info("%s: the cluster is complete", cluster.me.name)
     return team
 
@@ -162,7 +166,7 @@ class Follower:
         while not self._watch.is_over(read_status(self._model_dir)):
             time.sleep(_POLL_INTERVAL_S)
 
-    def last_word(self) -> State | None:
+    def last_word(self, timeout_s: float) -> State | None:
         """How the chief's run went on after the team's last step: the state that it leaves behind, if any.
 
         To be asked before this process ends, too, which would tear the chief's last step.
@@ -171,7 +175,7 @@ class Follower:
             MlcoreError: The run failed for good.
         """
         self._guard.stop()
-        end = time.monotonic() + _LAST_WORD_S
+        end = time.monotonic() + timeout_s
         while time.monotonic() < end:
             status = read_status(self._model_dir)
             if status is not None and status.state not in ("starting", "running", "gathering"):
@@ -208,12 +212,12 @@ def follow(cluster: Cluster, model_dir: Path, *, goal: str, timeouts: Timeouts) 
             yield follower
         except Stopped:
             if follower.team is not None:
-                follower.last_word()
+                follower.last_word(_SAVING_S)
             raise
         except Exception as error:
             if not (meaning := meaning_of(error, follower.team, others_in_team(cluster))):
                 raise
-            if follower.team is None or (state := follower.last_word()) not in ("done", "stopped"):
+            if follower.team is None or (state := follower.last_word(_LAST_WORD_S)) not in ("done", "stopped"):
                 raise meaning from error
             if state == "stopped":
                 raise Stopped from error

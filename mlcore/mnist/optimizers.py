@@ -40,10 +40,17 @@ class Optimizer(tf.Module):  # type: ignore[misc]
     def __init__(self, name: OptimizerName, variables: Sequence[Any]) -> None:
         super().__init__(name="optimizer")
         self.kind = name
-        self.parts = [part for variable in variables for part in parts_of(variable)]
+        parts = [part for variable in variables for part in parts_of(variable)]
+        # A function: a checkpoint would take a list for variables of its own, which shards are not.
+        self._parts: Callable[[], list[Any]] = lambda: parts
         self.slots = {
             slot: [_slot_like(variable, slot, first) for variable in variables] for slot, first in _SLOTS[name].items()
         }
+
+    @property
+    def parts(self) -> list[Any]:
+        """The variables that it trains, the shards of a sharded one each by itself."""
+        return self._parts()
 
     def apply(self, gradients: Sequence[Any], *, step: Any, learning_rate: Any) -> None:
         """Change the variables.

@@ -125,7 +125,7 @@ def mnist_train(
     if cluster is not None and ((follows and not trains_in_step) or cluster.role == "ps"):
         from mlcore.cluster.server import serve
 
-        serve(cluster, model_dir, goal=goal, timeouts=timeouts)
+        serve(cluster, model_dir, goal=goal, timeouts=timeouts, threads_an_operation=1)
         return None
     data = load_mnist(data_dir)
     if validation_size >= len(data.train):
