@@ -107,7 +107,6 @@ def test_a_resumed_run_goes_on_with_the_pictures_that_were_next(task: Any, shard
     "augmentation",
     [
         pytest.param({"aug_type": {"type": "autoaug", "autoaug": {"augmentation_name": "test"}}}, id="autoaugment"),
-        pytest.param({"aug_type": {"type": "randaug"}}, id="randaugment"),
         pytest.param({"aug_rand_jpeg": {"min_quality": 20, "max_quality": 90, "prob_to_apply": 0.5}}, id="jpeg noise"),
     ],
 )
