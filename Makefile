@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header
 
-.PHONY: help install quickstart mnist test test-fast lint format lock steps images sizes docker-quickstart sbom clean
+.PHONY: help install quickstart mnist test test-fast lint format lock steps manifests images sizes docker-quickstart sbom clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -42,6 +42,10 @@ format: install  ## put the code into the project's form
 
 steps: install  ## write the generated parts of steps/ anew
 	$(BIN)/python -m steps.generate
+
+manifests: install  ## write image names (REGISTRY, TAG) and build/pipelines anew, and check all manifests
+	REGISTRY=$(REGISTRY) TAG=$(TAG) $(BIN)/python -m manifests.generate
+	$(BIN)/pytest -q -m "not slow" tests/manifests
 
 IMAGE_VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' mlcore/__init__.py)
 

@@ -24,6 +24,9 @@ variable "STEPS" {
     { name = "evaluate", flavour = "detection" },
     { name = "export", flavour = "detection" },
     { name = "predict", flavour = "predict" },
+    { name = "serve", flavour = "serving" },
+    { name = "verify", flavour = "client" },
+    { name = "versions", flavour = "client" },
     { name = "mnist-download", flavour = "data" },
     { name = "mnist-train", flavour = "tensorflow" },
     { name = "mnist-evaluate", flavour = "tensorflow" },
@@ -32,18 +35,25 @@ variable "STEPS" {
   ]
 }
 
+# A step once more, with the packages for a part of what it does.
+variable "VARIANTS" {
+  default = [
+    { name = "predict-client", step = "predict", flavour = "client" },  # predict --server, without TensorFlow
+  ]
+}
+
 variable "LIGHT" { default = ["fetch", "data", "client", "kubeflow"] }  # flavours without TensorFlow
 
 group "default" {
-  targets = ["step"]
+  targets = ["step", "variant"]
 }
 
 group "light" {
-  targets = [for step in STEPS : step.name if contains(LIGHT, step.flavour)]
+  targets = [for step in concat(STEPS, VARIANTS) : step.name if contains(LIGHT, step.flavour)]
 }
 
 group "tf" {
-  targets = [for step in STEPS : step.name if !contains(LIGHT, step.flavour)]
+  targets = [for step in concat(STEPS, VARIANTS) : step.name if !contains(LIGHT, step.flavour)]
 }
 
 # Lint and fast tests with the packages of the images.
@@ -81,6 +91,16 @@ target "step" {
   args     = { STEP = step.name, FLAVOUR = step.flavour }
   labels   = labels(step.name)
   tags     = ["${REGISTRY}/${step.name}:${TAG}"]
+}
+
+target "variant" {
+  inherits = ["_common"]
+  name     = variant.name
+  matrix   = { variant = VARIANTS }
+  target   = "step"
+  args     = { STEP = variant.step, FLAVOUR = variant.flavour }
+  labels   = labels(variant.name)
+  tags     = ["${REGISTRY}/${variant.name}:${TAG}"]
 }
 
 # The training steps with CUDA.

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import click
@@ -22,6 +23,7 @@ from mlcore.runtime import logs, results
 from mlcore.runtime.errors import EXIT_BUG, MlcoreError, Stopped, UsageError
 from mlcore.runtime.outputs import atomic_file
 from mlcore.runtime.parameters import Parameter, merge, parameters_of
+from mlcore.runtime.pipelines import ExecutorInput
 from mlcore.runtime.signals import raise_on_stop
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,9 @@ STEPS = {
     "evaluate": "mlcore.detection.evaluate:evaluate",
     "export": "mlcore.detection.export:export",
     "predict": "mlcore.detection.predict:predict",
+    "serve": "mlcore.serving.serve:serve",
+    "verify": "mlcore.serving.verify:verify",
+    "versions": "mlcore.serving.versions:versions",
     "mnist-download": "mlcore.data.mnist:mnist_download",
     "mnist-train": "mlcore.mnist.train:mnist_train",
     "mnist-evaluate": "mlcore.mnist.evaluate:mnist_evaluate",
@@ -41,22 +46,35 @@ STEPS = {
     "deploy": "mlcore.kubeflow.deploy:deploy",
 }
 
+# Beside the steps: for the people who develop with them. Neither images nor in steps/.
+TOOLS = {
+    "local-tfjob": "mlcore.kubeflow.local_tfjob:local_tfjob",
+}
+
+_ALONE = "alone_"  # begins click's name of a value that stands alone on the command line
+
+
+def _place_of(name: str) -> tuple[str, str]:
+    """Module and function of a step or a tool."""
+    module, _, function = (STEPS[name] if name in STEPS else TOOLS[name]).partition(":")
+    return module, function
+
 
 def load_step(name: str) -> Callable[..., Any]:
-    """The public function of a step."""
-    module, _, function = STEPS[name].partition(":")
+    """The public function of a step or a tool."""
+    module, function = _place_of(name)
     return getattr(importlib.import_module(module), function)
 
 
 def summary(name: str) -> str:
     """The first line of a step's docstring, read from its source: `mlcore --help` imports no step."""
-    module, _, function = STEPS[name].partition(":")
+    module, function = _place_of(name)
     spec = importlib.util.find_spec(module)
     assert spec is not None and spec.origin is not None
     for node in ast.parse(Path(spec.origin).read_text()).body:
         if isinstance(node, ast.FunctionDef) and node.name == function:
             return (ast.get_docstring(node) or "").partition("\n")[0]
-    raise LookupError(STEPS[name])
+    raise LookupError(f"{module}:{function}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,17 +87,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         click.echo(f"mlcore {__version__}")
         return 0
     name = arguments[0]
-    if name not in STEPS:
-        close = difflib.get_close_matches(name, STEPS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(STEPS)}"
+    if name not in STEPS and name not in TOOLS:
+        names = [*STEPS, *TOOLS]
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(names)}"
         click.echo(f"mlcore: error: no step {name!r}; {hint}", err=True)
         return UsageError.exit_code
     return run_step(name, arguments[1:])
 
 
 def _overview() -> str:
-    width = max(map(len, STEPS))
-    lines = [f"  {name:{width}}  {summary(name)}" for name in STEPS]
+    width = max(map(len, [*STEPS, *TOOLS]))
+    steps, tools = ([f"  {name:{width}}  {summary(name)}" for name in table] for table in (STEPS, TOOLS))
     return "\n".join(
         [
             "Usage: mlcore STEP [--flag=value ...]",
@@ -87,7 +106,10 @@ def _overview() -> str:
             "Take a vision model from raw data to a served version, one step at a time.",
             "",
             "Steps:",
-            *lines,
+            *steps,
+            "",
+            "Tools:",
+            *tools,
             "",
             "mlcore STEP --help explains every parameter of a step.",
         ]
@@ -129,6 +151,7 @@ def _common(
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO",
     log_format: logs.LogFormat = "text",
     result_file: tuple[str, ...] = (),
+    executor_input: str | None = None,
 ) -> None:
     """Parameters that every step has on the command line.
 
@@ -138,6 +161,8 @@ def _common(
         log_format: Form of the log lines; json for log collectors.
         result_file: NAME=PATH: write the result NAME of the step to the file PATH as well, as Pipelines wants its
             output parameters.
+        executor_input: What Pipelines knows of its task ({{$}}): its inputs are parameters where no flag is given; the
+            numbers and the report of the step become artifacts that it shows.
     """
 
 
@@ -155,8 +180,10 @@ def _run(name: str, arguments: list[str]) -> int:
     options = {parameter.name: parameter.default for parameter in common} | _resolve(common, given, {}, None)
     logs.configure(options["log_level"], options["log_format"])
     files = _result_files(options["result_file"], function)
+    pipeline = ExecutorInput(options["executor_input"]) if options["executor_input"] else None
     config = _read_config(options["config"], own) if options["config"] else {}
-    result = function(**_resolve(own, given, config, options["config"]))
+    values = _resolve(own, given, config, options["config"], pipeline.values if pipeline else {})
+    result = function(**values)
     named = results.as_mapping(result)
     results.print_results(named)
     for result_name, path in files.items():
@@ -164,6 +191,9 @@ def _run(name: str, arguments: list[str]) -> int:
             continue
         with atomic_file(path) as temporary:
             temporary.write_text(results.as_text(named[result_name]))
+    if pipeline:
+        places = [source.get(name) for source in (values, named) for name in ("output_dir", "model_dir")]
+        pipeline.write(named, [Path(place) for place in places if place])
     return 0
 
 
@@ -175,7 +205,13 @@ def _command(
 
     text = parse(function.__doc__ or "")
     paragraphs = [text.short_description or "", text.long_description or ""]
-    options: list[click.Parameter] = [_option(parameter) for parameter in (*own, *common)]
+    # Never required here: the value may come from the flag, the environment or the file as well.
+    options: list[click.Parameter] = [
+        click.Argument([_ALONE + parameter.name], required=False, metavar=f"[{parameter.word}]")
+        for parameter in own
+        if parameter.positional
+    ]
+    options += [_option(parameter) for parameter in (*own, *common)]
     if all(parameter.flag != "--version" for parameter in own):  # `export --version` is the number of the model
         options.append(click.Option(["--version"], is_flag=True, is_eager=True, expose_value=False,
                                     callback=_print_version, help="Show the version and end."))  # fmt: skip
@@ -207,6 +243,8 @@ def _option(parameter: Parameter) -> click.Option:
         notes.append(str(parameter.bounds))
     if repeated:
         notes.append("may be repeated")
+    if parameter.positional:
+        notes.append(f"also without the flag, as {parameter.word}")
     if parameter.more_env:
         notes.append(f"also {', '.join(parameter.more_env)} in the environment")
     note = f"  [{'; '.join(notes)}]" if notes else ""
@@ -221,7 +259,11 @@ def _option(parameter: Parameter) -> click.Option:
 
 
 def _resolve(
-    parameters: Sequence[Parameter], given: Mapping[str, Any], config: Mapping[str, Any], config_path: Path | None
+    parameters: Sequence[Parameter],
+    given: Mapping[str, Any],
+    config: Mapping[str, Any],
+    config_path: Path | None,
+    pipeline: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The arguments of a step. A parameter that nobody gave is absent, so that the step's own default holds."""
     arguments = {}
@@ -230,12 +272,19 @@ def _resolve(
         values: list[tuple[str, Any]] = []  # (source, value), the weakest first
         if parameter.name in config:
             values.append((f"{config_path}: {parameter.name}", config[parameter.name]))
+        if parameter.name in pipeline:
+            values.append((f"--executor-input: {parameter.name}", pipeline[parameter.name]))
         name = next((name for name in parameter.env if os.environ.get(name)), None)
         if name is not None:
             text = os.environ[name]
             values.append((name, text.split() if parameter.many or parameter.type is dict else text))
+        alone = given.get(_ALONE + parameter.name)
         if given.get(parameter.name) not in (None, ()):
+            if alone is not None:
+                raise UsageError(f"{parameter.flag}={given[parameter.name]}: given a second time as {alone}")
             values.append((parameter.flag, given[parameter.name]))
+        elif alone is not None:
+            values.append((parameter.word, alone))
         if parameter.type is dict and values:  # mappings add up
             merged: dict[str, Any] = {}
             for source, value in values:

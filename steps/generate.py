@@ -1,4 +1,4 @@
-"""Write the generated parts of steps/: each step's entry point and the parameter table of its README.
+"""Write the generated parts of steps/: each step's entry point, component.yaml and the tables of its README.
 
     python -m steps.generate           write them
     python -m steps.generate --check   exit 1 and name the files that are not what they should be
@@ -16,6 +16,7 @@ from docstring_parser import parse
 from mlcore.cli import STEPS, load_step
 from mlcore.runtime.parameters import Parameter, parameters_of
 from mlcore.runtime.results import result_type
+from steps.component import component_yaml
 
 FOLDER = Path(__file__).parent
 BEGIN = "<!-- Generated from the signature by `make steps`; changes here are lost. -->"
@@ -42,6 +43,8 @@ def row(parameter: Parameter) -> str:
         notes.append("One of " + ", ".join(f"`{choice}`" for choice in parameter.choices) + ".")
     elif parameter.bounds:
         notes.append(f"{str(parameter.bounds).capitalize()}.")
+    if parameter.positional:
+        notes.append(f"The value may stand alone, without the flag, as {parameter.word}.")
     if parameter.many or parameter.type is dict:
         notes.append("May be repeated.")
     environment = ", ".join(f"`{name}`" for name in parameter.env)
@@ -90,6 +93,7 @@ def wanted(name: str) -> dict[Path, str]:
         raise SystemExit(f"{readme}: the two marker lines of the generated part are missing")
     return {
         FOLDER / name / "__main__.py": ENTRY_POINT.format(name=name),
+        FOLDER / name / "component.yaml": component_yaml(name),
         readme: before + generated(name) + after,
     }
 

@@ -6,7 +6,7 @@
 #                                      on an archive with a data set in Pascal VOC layout: FOLDER/ARCHIVE, of which the
 #                                      last step predicts PICTURES (a pattern, such as BCCD/JPEGImages/BloodImage_0000*.jpg)
 #
-# STEPS, IMAGE_SIZE and TRAIN_FLAGS say how to train; steps.sh explains the other variables.
+# TRAIN_STEPS, IMAGE_SIZE and TRAIN_FLAGS say how to train; steps.sh explains the other variables.
 . "$(dirname "$0")/steps.sh"
 
 if [ $# -eq 3 ]; then
@@ -33,7 +33,7 @@ NETWORK=$network step download --url="http://$server:8000/$archive" --output-dir
 step extract --archive="/data/download/$file" --output-dir=/data/raw
 step convert --data-dir=/data/raw --output-dir=/data/records --workers=2
 # shellcheck disable=SC2086
-step train --data-dir=/data/records --model-dir=/data/model --preset=retinanet-mobile --steps="${STEPS:-700}" \
+step train --data-dir=/data/records --model-dir=/data/model --preset=retinanet-mobile --steps="${TRAIN_STEPS:-700}" \
   --image-size="${IMAGE_SIZE:-192x256}" ${TRAIN_FLAGS:-}
 step evaluate --model-dir=/data/model --data-dir=/data/records --split=test
 step export --model-dir=/data/model --output-dir=/data/export

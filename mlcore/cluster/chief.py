@@ -1,22 +1,20 @@
 """The life of the chief: say that the run is on, connect to the servers, train, and say how it ended."""
 
-import atexit
 import contextlib
 import logging
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from mlcore.cluster.config import Cluster
 from mlcore.cluster.coordinator import Coordinator
+from mlcore.cluster.ending import end_without_clean_up
 from mlcore.cluster.evaluation import Evaluation, wait_for_evaluation
 from mlcore.cluster.guard import PeerGuard
 from mlcore.cluster.peers import Presence, describe, troubles_with, wait_for_own_port, wait_for_peers
-from mlcore.cluster.server import OWN_PORT_TIMEOUT_S
 from mlcore.cluster.status import StatusFile, exit_code_of
 from mlcore.cluster.strategy import import_tensorflow, parameter_server_strategy
-from mlcore.cluster.timeouts import Timeouts
+from mlcore.cluster.team import Team, join_team, meaning_of, others_in_team
+from mlcore.cluster.timeouts import OWN_PORT_TIMEOUT_S, Timeouts
 from mlcore.runtime.errors import RestartError, Stopped, UsageError
 from mlcore.runtime.signals import StopFlag
 
@@ -28,16 +26,17 @@ _KEPT: list[Coordinator] = []
 
 
 class Chief:
-    """What `lead` gives: the way to the servers and to the evaluator."""
+    """What `lead` gives: the way to the servers, or to those that train in step, and to the evaluator."""
 
     def __init__(
         self, cluster: Cluster, model_dir: Path, status: StatusFile, timeouts: Timeouts, stop: StopFlag | None
     ) -> None:
         self.cluster = cluster
-        self.guard = PeerGuard(cluster.of("ps"), cluster.of("worker"), on_exit=status.say_error)
+        self.guard = PeerGuard((), ())
         self._model_dir, self._status, self._stop = model_dir, status, stop
         self._timeouts = timeouts
         self.coordinator: Coordinator | None = None
+        self.team: Team | None = None
         # Seen from the start, so that the others know for whom they wait, also when nothing is left to train.
         self._presence = Presence(cluster.me)
 
@@ -54,6 +53,7 @@ class Chief:
         """
         import_tensorflow()
         wait_for_peers(self.cluster.of("ps", "worker"), self._timeouts.start_timeout_s, self._stop)
+        self.guard = PeerGuard(self.cluster.of("ps"), self.cluster.of("worker"), on_exit=self._status.say_error)
         self.guard.start()
         self._presence.close()  # TensorFlow's server takes the port over
         with self.guard.bounded(_CONNECT_TIMEOUT_S, "connecting to the cluster"):
@@ -65,8 +65,22 @@ class Chief:
         _KEPT.append(self.coordinator)
         return self.coordinator
 
+    def gather(self) -> Team:
+        """Wait for the others that train in step, and make the strategy; before TensorFlow runs an operation.
+
+        Raises:
+            RestartError: Somebody is missing after `start_timeout_s`.
+            Stopped: The stop flag was set.
+        """
+        self._status.say("gathering")
+        self.guard = PeerGuard(others_in_team(self.cluster), (), on_exit=self._status.say_error)
+        self.team = join_team(self.cluster, self.guard, self._presence, self._timeouts, self._stop)
+        return self.team
+
     def disconnect(self) -> None:
-        """The parameter servers do not matter any more: everything is saved."""
+        """What happens to the others does not matter any more: everything is saved."""
+        if self.team is not None:
+            self._status.say("running")  # one that is started again has nothing to join
         self.guard.release_servers()
 
     def close(self) -> None:
@@ -75,10 +89,15 @@ class Chief:
         self._presence.close()
 
     def leave(self, exit_code: int) -> None:
-        """Where a member does not answer, TensorFlow's own end of the process would wait for it: forgo that."""
-        if self.coordinator is not None and (troubles := troubles_with(self.cluster.of("ps", "worker"))):
+        """Where a member does not answer, TensorFlow's own end of the process would wait for it: forgo that.
+
+        Where a team breaks up, too, some may still be in the middle of it.
+        """
+        if self.team is not None and exit_code:
+            end_without_clean_up(exit_code)
+        elif self.coordinator is not None and (troubles := troubles_with(self.cluster.of("ps", "worker"))):
             log.debug("the process will end without TensorFlow's clean-up: %s", describe(troubles))
-            atexit.register(_end_process, exit_code)
+            end_without_clean_up(exit_code)
 
     def wait_for_evaluation(self, step: int) -> Evaluation | None:
         """The evaluator's metrics of the last checkpoint; None where there is no evaluator or it does not deliver."""
@@ -133,15 +152,10 @@ def lead(
         chief.close()
 
 
-def _end_process(exit_code: int) -> None:
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(exit_code)
-
-
 def _meaning(error: BaseException, chief: Chief) -> BaseException:
-    """An error of TensorFlow outside the loop (saving, restoring) may mean that a parameter server is gone."""
+    """An error of TensorFlow (in a team; else outside the loop) may mean that a member is gone."""
+    if chief.team is not None:
+        return meaning_of(error, chief.team, others_in_team(chief.cluster)) or error
     if chief.coordinator is None or isinstance(error, Stopped | RestartError):
         return error
     for each in (error, error.__cause__):  # a trainer may have taken it for a directory that cannot be written

@@ -228,6 +228,11 @@ def _check(members: list[Member], role: Role, index: int, sparse: bool) -> None:
         raise UsageError(f"TF_CONFIG: {known['chief']} chiefs in cluster: expected at most one")
     if known["ps"] and not known["worker"] and not (sparse and role == "ps"):
         raise UsageError(f"TF_CONFIG: {known['ps']} ps but no worker in cluster: expected at least one worker")
+    if sparse and role == "worker" and not known["ps"]:
+        raise UsageError(
+            f"TF_CONFIG: worker {index} knows neither the other workers nor a ps: set enableDynamicWorker: false in "
+            "the TFJob, or give it a ps"
+        )
     # TensorFlow leaves the evaluator out of cluster, Kubeflow does not.
     if (role, index) in places or role == "evaluator":
         return

@@ -7,13 +7,12 @@ with 138, if need be by ending the process.
 
 import contextlib
 import logging
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 from mlcore.cluster.config import Member
+from mlcore.cluster.ending import end_process
 from mlcore.cluster.peers import REFUSED, SILENT, describe, troubles_with
 from mlcore.runtime.errors import RestartError
 
@@ -35,7 +34,7 @@ class PeerGuard:
     """Watches the servers of a cluster from `start` to `stop`.
 
     Args:
-        servers: Parameter servers: the run cannot go on without any of them.
+        servers: Parameter servers, or others that train in step: the run cannot go on without any of them.
         workers: Workers: the run can go on without some.
         on_exit: Called before the process is ended by force.
     """
@@ -145,7 +144,4 @@ class PeerGuard:
         if self._on_exit is not None:
             self._on_exit(error)
         log.error("%s; the main thread waits for it in vain, so the process ends here", error)
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(error.exit_code)
+        end_process(error.exit_code)

@@ -14,19 +14,20 @@ from mlcore.cluster.leaving import announce_leaving, return_to_work, was_let_go
 from mlcore.cluster.peers import wait_for_own_port
 from mlcore.cluster.status import read_status
 from mlcore.cluster.strategy import import_tensorflow
-from mlcore.cluster.timeouts import Timeouts
+from mlcore.cluster.timeouts import OWN_PORT_TIMEOUT_S, Timeouts
 from mlcore.cluster.watch import Watch
 from mlcore.runtime.errors import RestartError
 from mlcore.runtime.signals import stop_flag
 
 log = logging.getLogger(__name__)
 
-OWN_PORT_TIMEOUT_S = 60.0
 DRAIN_TIMEOUT_S = 8.0
 _POLL_INTERVAL_S = 1.0
 
 
-def serve(cluster: Cluster, model_dir: Path, *, goal: str, timeouts: Timeouts) -> None:
+def serve(
+    cluster: Cluster, model_dir: Path, *, goal: str, timeouts: Timeouts, threads_an_operation: int | None = None
+) -> None:
     """Serve as worker or parameter server until the chief is done.
 
     Args:
@@ -34,6 +35,7 @@ def serve(cluster: Cluster, model_dir: Path, *, goal: str, timeouts: Timeouts) -
         model_dir: Model directory, shared by all members.
         goal: What the job is for (`goal_of`).
         timeouts: Bounds of waiting.
+        threads_an_operation: That an operation may use; None: one a core. For small operations one is faster.
 
     Raises:
         RestartError: The chief is gone, or the own port stays taken.
@@ -45,7 +47,7 @@ def serve(cluster: Cluster, model_dir: Path, *, goal: str, timeouts: Timeouts) -
         wait_for_own_port(me, OWN_PORT_TIMEOUT_S, stop)
         # What is in the model directory before this server can serve anybody belongs to an earlier run.
         watch = Watch(cluster, read_status(model_dir), goal, timeouts)
-        server = _start(me)
+        server = _start(me, threads_an_operation)
         return_to_work(model_dir, me)
         log.info("%s: serving", me.name)
         while not watch.is_over(read_status(model_dir)):
@@ -57,13 +59,14 @@ def serve(cluster: Cluster, model_dir: Path, *, goal: str, timeouts: Timeouts) -
         del server
 
 
-def _start(me: Member) -> object:
+def _start(me: Member, threads_an_operation: int | None) -> object:
     """TensorFlow's server. It is told of itself alone: the chief names the others when it connects."""
     tf = import_tensorflow(keras=False)
+    config = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=threads_an_operation or 0)
     try:
         return tf.distribute.Server(
             tf.train.ClusterSpec({me.role: {me.index: me.address}}),
-            job_name=me.role, task_index=me.index, protocol="grpc",
+            job_name=me.role, task_index=me.index, protocol="grpc", config=config,
         )  # fmt: skip
     except tf.errors.OpError as error:
         raise RestartError(f"{me.name}: the server cannot start: {error.message}") from error

@@ -25,7 +25,7 @@ from mlcore.runtime.outputs import atomic_file
 
 log = logging.getLogger(__name__)
 
-State = Literal["starting", "running", "done", "failed", "stopped", "restarting"]
+State = Literal["starting", "running", "gathering", "done", "failed", "stopped", "restarting"]
 
 DIRECTORY = "cluster"
 STATUS_FILE = "status.json"
@@ -38,8 +38,8 @@ class Status:
     Attributes:
         run: Random name of the chief's process.
         goal: Digest of what the run is for.
-        state: `starting` until the model directory is the run's own; `done` and `failed` are final; after `stopped`
-            and `restarting` another chief is expected.
+        state: `starting` until the model directory is the run's own; `gathering` once those that train in step may
+            join; `done` and `failed` are final; after `stopped` and `restarting` another chief is expected.
         exit_code: The chief's, where it has ended.
         message: Why it failed.
     """

@@ -5,7 +5,7 @@ import os
 import sys
 from typing import Any
 
-from mlcore.cluster.config import ROLES, Cluster, StrategyName
+from mlcore.cluster.config import Cluster, StrategyName
 from mlcore.runtime.errors import UsageError
 from mlcore.runtime.extras import require
 
@@ -56,19 +56,9 @@ def choose_strategy(cluster: Cluster | None, choice: str = "auto") -> StrategyNa
         if cluster is None or len(cluster.of("chief", "worker")) < 2:
             raise UsageError("--strategy=multi_worker_mirrored: expected a cluster of at least two workers (TF_CONFIG)")
         return "multi_worker_mirrored"
+    if cluster is not None and len(cluster.of("chief", "worker")) > 1:
+        log.warning("--strategy=%s: one member trains alone, the others of the cluster idle beside it", choice)
     return "one_machine"
-
-
-def no_parameter_servers(cluster: Cluster) -> UsageError:
-    """The error of a training step that shares its work through parameter servers and has none.
-
-    Without it the first worker would train alone and the others idle beside it, which looks like success.
-    """
-    roles = ", ".join(f"{len(cluster.of(role))} {role}" for role in ROLES if cluster.of(role))
-    return UsageError(
-        f"TF_CONFIG: the cluster has {roles} and no ps, through which training shares its work: "
-        "give the job at least one ps, or one replica in all"
-    )
 
 
 def _resolver(tf: Any, cluster: Cluster, spec: dict[str, dict[int, str]]) -> Any:
@@ -89,8 +79,24 @@ def parameter_server_strategy(cluster: Cluster) -> Any:
     )
 
 
-def multi_worker_mirrored_strategy(cluster: Cluster) -> Any:
-    """Join the other workers; must be called before TensorFlow runs its first operation."""
+def multi_worker_mirrored_strategy(cluster: Cluster, heartbeat_timeout_s: float = 30.0) -> Any:
+    """Join the other workers; must be called before TensorFlow runs its first operation.
+
+    Args:
+        cluster: The cluster.
+        heartbeat_timeout_s: A member that is silent for so long breaks up the rest.
+    """
+    from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
+    from tensorflow.python.eager import context
+
     tf = import_tensorflow()
     spec = {role: members for role, members in cluster.tensorflow_spec().items() if role != "ps"}
+    if context.context().coordination_service is None:  # the strategy would take 10 s, which a busy machine passes
+        jobs = [coordination_config_pb2.CoordinatedJob(name=role, num_tasks=len(spec[role])) for role in sorted(spec)]
+        context.context().configure_coordination_service(
+            service_type="standalone",
+            service_leader=f"/job:{'chief' if 'chief' in spec else 'worker'}/replica:0/task:0",
+            heartbeat_timeout_in_ms=int(heartbeat_timeout_s * 1000),
+            coordinated_jobs=jobs,
+        )
     return tf.distribute.MultiWorkerMirroredStrategy(_resolver(tf, cluster, spec))

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+# A predecessor of the same name may still be ending.
+OWN_PORT_TIMEOUT_S = 60.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Timeouts:

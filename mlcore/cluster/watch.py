@@ -47,7 +47,12 @@ class Watch:
 
     def chief_answers(self) -> bool:
         """Whether the chief's server answers now."""
-        return self._chief is not None and trouble_with(self._chief) is None
+        if self._chief is None or trouble_with(self._chief) is not None:
+            return False
+        if not self._chief_came:
+            log.info("the chief is there")
+        self._chief_came, self._gone_s = True, 0.0
+        return True
 
     def may_read(self, status: Status | None) -> bool:
         """Whether what is in the model directory is of the chief's present run, or of one that it goes on with."""
@@ -71,10 +76,7 @@ class Watch:
         self._looked = now
         if now - self._asked >= _PROBE_INTERVAL_S:
             self._asked = now
-            if self.chief_answers():
-                if not self._chief_came:
-                    log.info("the chief is there")
-                self._chief_came, self._gone_s = True, 0.0
+            self.chief_answers()
         if not self._chief_came and self._done_before and now - self._started >= _LATE_GRACE_S:
             return True
         timeouts = self._timeouts

@@ -1,7 +1,7 @@
 """The step `convert`: from a raw detection data set to sharded TFRecords."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -83,7 +83,8 @@ def convert(
         data_dir: Folder of the raw data set, or a folder above it.
         output_dir: Folder of records to make.
         layout: Form of the data set; auto looks for Annotations/ with JPEGImages/ or images/ (voc), or for
-            annotations/xmls or annotations/trimaps with images/ (pets).
+            annotations/xmls or annotations/trimaps with images/ (pets); where there is neither, for XMLs beside the
+            pictures of the same names, or in the one folder beside theirs (voc).
         target: What is boxed in pets: heads (from the XML), or whole bodies with masks (from the trimaps).
         label_map: Classes and their ids (.pbtxt); objects of other classes are dropped. Without it, every class
             of the data set, sorted, from 1.
@@ -190,22 +191,17 @@ def _find_source(
 
     if not data_dir.is_dir():
         raise UsageError(f"--data-dir={data_dir}: no such folder; expected a data set such as mlcore extract makes")
-    kinds = {"voc": lambda folder: voc.find_folders(folder) is not None, "pets": pets.matches}
-    wanted = kinds if layout == "auto" else {layout: kinds[layout]}
-    matches: list[tuple[Path, str]] = []
-    level = [data_dir]
-    for _ in range(_MAX_DEPTH + 1):
-        below: list[Path] = []
-        for folder in level:
-            kind = next((name for name, is_one in wanted.items() if is_one(folder)), None)
-            if kind:
-                matches.append((folder, kind))
-            else:
-                below += _folders(folder)
-        level = below
+    kinds: dict[str, Callable[[Path], bool]] = {
+        "voc": lambda folder: voc.find_folders(folder) is not None,
+        "pets": pets.matches,
+    }
+    wanted = {name: is_one for name, is_one in kinds.items() if layout in ("auto", name)}
+    matches = _search(data_dir, wanted)
+    if not matches and "voc" in wanted:
+        matches = _search(data_dir, {"voc": lambda folder: voc.find_flat_folders(folder) is not None})
     if not matches:
         expected = {
-            "voc": "JPEGImages/ (or images/) with Annotations/*.xml",
+            "voc": "JPEGImages/ (or images/) with Annotations/*.xml, or pictures with XMLs of the same names",
             "pets": "images/ with annotations/xmls or annotations/trimaps",
         }
         entries = sorted(entry.name for entry in data_dir.iterdir() if not entry.name.startswith("."))
@@ -217,6 +213,22 @@ def _find_source(
         raise UsageError(f"--data-dir={data_dir}: {len(matches)} data sets in it; name one of {names}")
     folder, kind = matches[0]
     return pets.read_source(folder, rules, target) if kind == "pets" else voc.read_source(folder, rules)
+
+
+def _search(data_dir: Path, kinds: Mapping[str, Callable[[Path], bool]]) -> list[tuple[Path, str]]:
+    """The folders that are of a kind, and of which; not those inside of one."""
+    matches: list[tuple[Path, str]] = []
+    level = [data_dir]
+    for _ in range(_MAX_DEPTH + 1):
+        below: list[Path] = []
+        for folder in level:
+            kind = next((name for name, is_one in kinds.items() if is_one(folder)), None)
+            if kind:
+                matches.append((folder, kind))
+            else:
+                below += _folders(folder)
+        level = below
+    return matches
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -4,6 +4,11 @@
     Annotations/<name>.xml          also annotations/
     ImageSets/Main/{train,val,trainval,test}.txt
 
+Where no such folders are, annotation tools have often written each XML beside its picture (`find_flat_folders`):
+
+    <any folder>/<name>.jpg, <name>.xml
+    <one folder>/<name>.jpg, <another one>/<name>.xml
+
 An XML belongs to the image of the same name; `<filename>`, `<folder>` and `<path>` are wrong too often (half of the
 public sets have another extension, none at all or a path of another machine) and decide only where no image has the
 XML's name.
@@ -15,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mlcore.data.images import EXTENSIONS
 from mlcore.data.irregularities import Irregularity
 from mlcore.data.memory import collector_paused
 from mlcore.data.sources import (
@@ -219,12 +225,61 @@ def find_folders(folder: Path) -> tuple[str, str] | None:
     return images, annotations
 
 
+def find_flat_folders(folder: Path) -> tuple[str, str] | None:
+    """Names of the images' and the annotations' folder where they go by other names, or where both are `folder` ("").
+
+    Its own pictures and XMLs count where one XML at least has the name of a picture. Else, among the folders in it,
+    there has to be exactly one with XMLs, and exactly one other with a picture that has the name of one of them.
+    """
+    own, folders = _stems(folder)
+    if own.images & own.annotations:
+        return "", ""
+    if {"xmls", "trimaps"} & set(folders):
+        return None  # the annotations of Pets
+    stems = {name: _stems(folder / name)[0] for name in folders}
+    with_xml = [name for name, found in stems.items() if found.annotations]
+    if len(with_xml) != 1:
+        return None
+    names = stems[with_xml[0]].annotations
+    with_images = [name for name, found in stems.items() if found.images & names and name != with_xml[0]]
+    return (with_images[0], with_xml[0]) if len(with_images) == 1 else None
+
+
+class _Stems(NamedTuple):
+    """Names without extension of the files in one folder."""
+
+    images: set[str]
+    annotations: set[str]
+
+
+def _stems(folder: Path) -> tuple[_Stems, list[str]]:
+    """The names of the files and of the folders right in a folder."""
+    stems, folders = _Stems(set(), set()), []
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name.startswith("."):
+            continue
+        stem, extension = split_extension(entry.name)
+        if entry.is_dir():
+            folders.append(entry.name)
+        elif extension.lower() == ".xml":
+            stems.annotations.add(stem)
+        elif extension.lower() in EXTENSIONS:
+            stems.images.add(stem)
+    return stems, folders
+
+
 @collector_paused()
 def read_source(root: Path, rules: SplitRules) -> Source:
     """The VOC data set in `root`."""
-    folders = find_folders(root)
+    folders = find_folders(root) or find_flat_folders(root)
     assert folders is not None, root
     images, annotations = (Folder.read(root, name) for name in folders)
+    if images.prefix == annotations.prefix:
+        images.files = {
+            name: status
+            for name, status in images.files.items()
+            if not name.lower().endswith(".xml") and not name.startswith("ImageSets/")
+        }
     lists = Folder.read(root, "ImageSets/Main")
     found: list[Irregularity] = []
     image_of = images_by_stem(images, found)

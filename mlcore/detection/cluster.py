@@ -1,232 +1,229 @@
-"""A training run on a cluster with parameter servers: what the chief and the evaluator do.
+"""A training run on a cluster: what the chief, those who train in step with it, and the evaluator do.
 
 The model directory, the loop, the trainer and what a step is are those of one machine, so that a run that began here
-can go on there. What differs: the steps run as closures on the workers, each of which reads records of its own, and
-the checkpoints are evaluated by the evaluator while training goes on, or by the chief in the end where there is none.
+can go on there. What differs is the crew that takes the steps: workers with parameter servers (`cluster_runner`), or
+all members in step, each on its part of the batch. An evaluator evaluates the checkpoints while training goes on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
-import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlcore.cluster.chief import Chief, lead
-from mlcore.cluster.config import Cluster
-from mlcore.cluster.coordinator import Coordinator
+from mlcore.cluster.config import Cluster, StrategyName
 from mlcore.cluster.evaluation import Evaluation, evaluate_continuously, read_evaluation
-from mlcore.cluster.saving import trace_saving
+from mlcore.cluster.saving import save_own_values
+from mlcore.cluster.team import Team, follow
 from mlcore.cluster.timeouts import Timeouts
 from mlcore.data.records import RecordSet
 from mlcore.detection.checkpoints import list_checkpoints, read_best
 from mlcore.detection.model_directory import ModelDirectory
 from mlcore.detection.settings import Settings, configure, describe
 from mlcore.detection.tensorflow import import_tensorflow
-from mlcore.runtime.signals import StopFlag, stop_flag
+from mlcore.runtime.signals import stop_flag
 
 if TYPE_CHECKING:
     from official.core.config_definitions import ExperimentConfig
 
-    from mlcore.detection.loop import Plan
-    from mlcore.detection.runner import Window
+    from mlcore.detection.loop import Outcome, Plan
+    from mlcore.detection.runner import StepRunner
     from mlcore.detection.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 
-class ClusterRunner:
-    """Runs steps on the workers of a cluster: each closure is one step, on whichever worker is free.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """What all members know of a run.
 
-    Args:
-        trainer: Made in the scope of the coordinator's strategy.
-        coordinator: Schedules the steps.
-        records: What to train on; each worker reads its own shards of it, in an order of its own.
-        seed: Decides that order and the augmentation.
+    Attributes:
+        records: What to train and evaluate on.
+        settings: The settings.
+        metric: Metric by which the best checkpoint is kept.
+        patience: Evaluations without a better one after which training stops.
+        seed: Of everything that is random.
+        deterministic: See `train`.
+        on: Strategy of the cluster.
+        here: Strategy where one machine trains alone.
+        goal: What the job is for (`goal_of`).
+        timeouts: Bounds of waiting.
     """
 
-    def __init__(self, trainer: Trainer, coordinator: Coordinator, records: RecordSet, seed: int) -> None:
-        from mlcore.detection.input import Pipeline, train_dataset
-
-        tf = import_tensorflow()
-        self._trainer, self._coordinator = trainer, coordinator
-        self._first_step = trainer.steps_done()
-        batch_size = trainer.config.task.train_data.global_batch_size
-        workers = len(coordinator.workers)
-
-        def dataset(context: Any, generation: Any) -> Any:
-            index = context.input_pipeline_id
-            return train_dataset(
-                trainer.task,
-                records.shards("train"),
-                records=records.count("train"),
-                batch_size=batch_size,
-                seed=seed + workers * generation + index,
-                examples_done=self._first_step * batch_size // workers,
-                deterministic=False,
-                pipeline=Pipeline(index, workers),
-            )
-
-        self._iterator = coordinator.per_worker_iterator(dataset)
-        strategy = coordinator.strategy
-
-        def closure(iterator: Any, _first: Any, _count: Any) -> Any:
-            return strategy.run(trainer.step, args=(next(iterator),))
-
-        self._closure = tf.function(closure, autograph=False)
-
-    def run(self, steps: int, stop: StopFlag) -> Window:
-        """See `mlcore.detection.runner.StepRunner`."""
-        from mlcore.detection.runner import summarize
-
-        started = time.monotonic()
-        results: list[tuple[Mapping[str, Any], Any]] = []
-        self._coordinator.run(
-            self._closure, [self._iterator], steps, stop=stop, on_result=lambda _, result: results.append(result)
-        )
-        window = summarize(self._first_step, results, started)
-        self._first_step += window.steps
-        if self._trainer.steps_done() != self._first_step:
-            # A step whose worker was lost may have been counted, and was made again elsewhere.
-            self._trainer.global_step.assign(self._first_step)
-        log.debug("steps by worker: %s", dict(self._coordinator.steps_by_worker))
-        return window
+    records: RecordSet
+    settings: Settings
+    metric: str
+    patience: int
+    seed: int
+    deterministic: bool | None
+    on: StrategyName
+    here: str
+    goal: str
+    timeouts: Timeouts
 
 
-class CheckpointEvaluator:
-    """Evaluates checkpoints of a model directory on the val split, and keeps the best; made late, as it takes seconds.
+@dataclasses.dataclass(frozen=True)
+class _Crew:
+    """Who takes the steps of a trainer."""
 
-    Args:
-        directory: Model directory.
-        config: The experiment.
-        records: With a val split.
-        metric: Metric by which a checkpoint is the best.
-    """
-
-    def __init__(self, directory: Path, config: ExperimentConfig, records: RecordSet, *, metric: str) -> None:
-        from mlcore.detection.run import make_evaluate
-        from mlcore.detection.summaries import Summaries
-        from mlcore.detection.trainer import Trainer
-        from mlcore.detection.validation import Validation
-
-        self._directory = directory
-        self._trainer = Trainer(config)
-        self._validation = Validation(self._trainer, make_evaluate(self._trainer, records), directory, metric=metric)
-        self._summaries = Summaries(directory, 0)
-
-    def evaluate(self, step: int) -> Mapping[str, float]:
-        """Metrics of the checkpoint of a step.
-
-        Raises:
-            FileNotFoundError: It is not there (any more).
-        """
-        tf = import_tensorflow()
-        prefix = list_checkpoints(self._directory).get(step)
-        if prefix is None:
-            raise FileNotFoundError(f"no checkpoint of step {step}")
-        try:
-            self._trainer.checkpoint.read(str(prefix)).assert_existing_objects_matched()
-        except (tf.errors.NotFoundError, tf.errors.DataLossError) as error:
-            raise FileNotFoundError(f"{prefix}: {error.message}") from error
-        return self._validation.run(step, self._summaries)
+    trainer: Trainer
+    runner: StepRunner
+    scope: AbstractContextManager[Any]  # in which the loop runs
 
 
-def lead_run(
-    cluster: Cluster,
-    directory: ModelDirectory,
-    records: RecordSet,
-    settings: Settings,
-    *,
-    goal: str,
-    metric: str,
-    patience: int,
-    seed: int,
-    timeouts: Timeouts,
-) -> dict[str, Any]:
-    """The chief's part: train on the workers; the results that `_SUCCESS.json` records.
+def lead_run(cluster: Cluster, directory: ModelDirectory, training: Training) -> dict[str, Any]:
+    """The chief's part: train with the others; the results that `_SUCCESS.json` records.
 
     Raises:
         UsageError, DataError, Stopped: See `mlcore.detection.train.train`.
         RestartError: A member of the cluster is lost; to be started again.
     """
-    with lead(cluster, directory.path, goal=goal, timeouts=timeouts) as chief:
+    with lead(cluster, directory.path, goal=training.goal, timeouts=training.timeouts) as chief:
         results = directory.finished()
         if results is None:
-            results = _lead(chief, directory, records, settings, metric=metric, patience=patience, seed=seed)
-        chief.begin()
+            results = _lead(chief, directory, training)
+        else:
+            chief.begin()
     return results
 
 
-def _lead(
-    chief: Chief,
-    directory: ModelDirectory,
-    records: RecordSet,
-    settings: Settings,
-    *,
-    metric: str,
-    patience: int,
-    seed: int,
-) -> dict[str, Any]:
-    from mlcore.detection.run import log_first_step, make_plan, prepare_trainer, results_of, seed_everything
+def _lead(chief: Chief, directory: ModelDirectory, training: Training) -> dict[str, Any]:
+    from mlcore.detection.run import log_first_step, make_plan, results_of
+    from mlcore.detection.summaries import Summaries
+    from mlcore.detection.validation import CheckpointEvaluator
 
     tf = import_tensorflow()
-    config = configure(settings, records)
-    directory.open(describe(settings, config, records, seed), records.classes)
+    records, path = training.records, directory.path
+    config = configure(training.settings, records)
+    directory.open(describe(training.settings, config, records, training.seed), records.classes)
     chief.begin()
-    seed_everything(tf, seed, deterministic=False)
-    plan = make_plan(config, records, metric=metric, patience=patience)
+    plan = make_plan(config, records, metric=training.metric, patience=training.patience)
     has_evaluator = bool(chief.cluster.of("evaluator")) and plan.eval_interval > 0
-    if patience and not has_evaluator:
-        log.warning("--patience=%d: without an evaluator the chief evaluates in the end only", patience)
+    evaluator = CheckpointEvaluator(path, config, records, metric=training.metric)
     outcome = _already_done(directory, plan)
     if outcome is None:
         from mlcore.detection.loop import TrainingLoop
 
-        coordinator = chief.connect()
-        trainer = prepare_trainer(coordinator.strategy, config, directory.path)
-        _talk_less(trainer)
+        crew = _crew(chief, config, path, training)
         directory.begin()
-        # Checkpoints are what the evaluator evaluates.
-        every = [interval for interval in (plan.checkpoint_interval, plan.eval_interval) if interval]
+        loop_plan = _plan_of_loop(plan, chief.cluster, training)
         loop = TrainingLoop(
-            trainer,
-            ClusterRunner(trainer, coordinator, records, seed),
-            dataclasses.replace(plan, checkpoint_interval=min(every)),
-            directory.path,
+            crew.trainer,
+            crew.runner,
+            loop_plan,
+            path,
+            validation=evaluator if loop_plan.eval_interval else None,
             first_step_done=log_first_step,
-            stop_early=lambda _: has_evaluator and _out_of_patience(directory.path, plan),
+            stop_early=lambda _: has_evaluator and _out_of_patience(path, plan),
         )
-        with coordinator.strategy.scope():
+        with crew.scope:
             outcome = loop.run()
-        log.info("steps by worker: %s", dict(coordinator.steps_by_worker))
+        if chief.coordinator is not None:
+            log.info("steps by worker: %s", dict(chief.coordinator.steps_by_worker))
     chief.disconnect()
-    if plan.eval_interval:
+    if plan.eval_interval and not outcome.metrics:
         evaluation = chief.wait_for_evaluation(outcome.step) if has_evaluator else None
         if evaluation is None:
             with tf.device("/job:chief/task:0/device:CPU:0" if chief.coordinator else None):
-                evaluator = CheckpointEvaluator(directory.path, config, records, metric=metric)
-                evaluation = Evaluation(outcome.step, evaluator.evaluate(outcome.step))
-        outcome.metrics, outcome.best = evaluation.metrics, read_best(directory.path)
+                evaluation = Evaluation(outcome.step, evaluator.run(outcome.step, Summaries(path, 0)))
+        outcome.metrics, outcome.best = evaluation.metrics, read_best(path)
     results = results_of(outcome)
     directory.finish(results)
-    log.info("trained to step %d: %s", outcome.step, directory.path)
+    log.info("trained to step %d: %s", outcome.step, path)
     return results
 
 
-def _talk_less(trainer: Trainer) -> None:
-    """What the chief asks the parameter servers between steps, as one call each: variables are far away."""
+def _plan_of_loop(plan: Plan, cluster: Cluster, training: Training) -> Plan:
+    """The plan without the evaluations that are not the loop's: those of an evaluator, or at the end."""
+    elsewhere = bool(cluster.of("evaluator"))
+    if training.on == "parameter_server" and not elsewhere:
+        elsewhere = True
+        if plan.patience:
+            log.warning("--patience=%d: without an evaluator the chief evaluates in the end only", plan.patience)
+    if not elsewhere or not plan.eval_interval:
+        return plan
+    # Checkpoints are what the evaluator evaluates.
+    interval = min(plan.checkpoint_interval, plan.eval_interval)
+    return dataclasses.replace(plan, checkpoint_interval=interval, eval_interval=0)
+
+
+def _crew(chief: Chief, config: ExperimentConfig, model_dir: Path, training: Training) -> _Crew:
+    """The crew of the chief, which waits for it to be complete."""
+    from mlcore.detection.run import make_dataset, make_strategy, prepare_devices, prepare_trainer
+
     tf = import_tensorflow()
-    trace_saving(trainer.checkpoint)
-    variables = trainer.model.trainable_variables
-    all_finite = tf.function(
-        lambda: tf.reduce_all([tf.reduce_all(tf.math.is_finite(variable)) for variable in variables]), autograph=False
-    )
-    trainer.weights_are_finite = lambda: bool(all_finite())  # type: ignore[method-assign]
+    if training.on == "multi_worker_mirrored":
+        deterministic = prepare_devices(tf, training.seed, training.deterministic)
+        return _crew_of_team(chief.gather(), config, model_dir, training, deterministic=deterministic, leads=True)
+    if training.on == "parameter_server":
+        from mlcore.detection.cluster_runner import ClusterRunner, talk_less
+
+        prepare_devices(tf, training.seed, deterministic=False)
+        coordinator = chief.connect()
+        trainer = prepare_trainer(coordinator.strategy, config, model_dir)
+        talk_less(trainer)
+        runner = ClusterRunner(trainer, coordinator, training.records, training.seed)
+        return _Crew(trainer, runner, coordinator.strategy.scope())
+    from mlcore.detection.runner import LocalRunner
+
+    deterministic = prepare_devices(tf, training.seed, training.deterministic)
+    strategy = make_strategy(tf, training.here)
+    trainer = prepare_trainer(strategy, config, model_dir)
+    dataset = make_dataset(strategy, trainer, training.records, seed=training.seed, deterministic=deterministic)
+    return _Crew(trainer, LocalRunner(trainer, strategy, dataset), contextlib.nullcontext())
 
 
-def _already_done(directory: ModelDirectory, plan: Plan) -> Any:
+def _crew_of_team(
+    team: Team, config: ExperimentConfig, model_dir: Path, training: Training, *, deterministic: bool, leads: bool
+) -> _Crew:
+    from mlcore.detection.run import make_dataset, make_trainer
+    from mlcore.detection.runner import LocalRunner
+
+    strategy = team.strategy
+    trainer = make_trainer(strategy, config)
+    if not leads:  # the chief comes first, as it sets damaged checkpoints aside
+        team.agree(False)
+    with strategy.scope():
+        if not trainer.resume(model_dir):
+            trainer.initialize()
+    if leads:
+        team.agree(False)
+    team.check_same("step", trainer.steps_done())
+    save_own_values(trainer.model.variables)
+    dataset = make_dataset(strategy, trainer, training.records, seed=training.seed, deterministic=deterministic)
+    return _Crew(trainer, LocalRunner(trainer, strategy, dataset, team.agree), contextlib.nullcontext())
+
+
+def follow_run(cluster: Cluster, model_dir: Path, training: Training) -> None:
+    """The part of a member that trains in step with the chief: the same loop, but it writes nothing.
+
+    Raises:
+        RestartError: The chief or another member is lost.
+        UsageError, DataError, Stopped: See `mlcore.detection.train.train`.
+    """
+    from mlcore.detection.run import make_plan, prepare_devices
+
+    with follow(cluster, model_dir, goal=training.goal, timeouts=training.timeouts) as follower:
+        tf = import_tensorflow()
+        config = configure(training.settings, training.records)
+        plan = make_plan(config, training.records, metric=training.metric, patience=training.patience)
+        deterministic = prepare_devices(tf, training.seed, training.deterministic)
+        if (team := follower.join()) is None:
+            return
+        from mlcore.detection.loop import TrainingLoop
+
+        crew = _crew_of_team(team, config, model_dir, training, deterministic=deterministic, leads=False)
+        loop_plan = _plan_of_loop(plan, cluster, training)
+        with crew.scope:
+            TrainingLoop(crew.trainer, crew.runner, loop_plan, model_dir, leads=False).run()
+
+
+def _already_done(directory: ModelDirectory, plan: Plan) -> Outcome | None:
     """The outcome of a run that only lacks its last words, so that no cluster need be waited for."""
     from mlcore.detection.checkpoints import newest_good
     from mlcore.detection.loop import Outcome
@@ -252,23 +249,18 @@ def _out_of_patience(model_dir: Path, plan: Plan) -> bool:
     return True
 
 
-def evaluate_run(
-    cluster: Cluster,
-    model_dir: Path,
-    records: RecordSet,
-    settings: Settings,
-    *,
-    goal: str,
-    metric: str,
-    timeouts: Timeouts,
-) -> None:
+def evaluate_run(cluster: Cluster, model_dir: Path, training: Training) -> None:
     """The evaluator's part: evaluate each new checkpoint until the chief is done.
 
     Raises:
         RestartError: The chief is gone.
         Stopped: After SIGTERM or Ctrl-C.
     """
-    evaluator: list[CheckpointEvaluator] = []
+    from mlcore.detection.summaries import Summaries
+    from mlcore.detection.validation import CheckpointEvaluator
+
+    evaluator: list[tuple[CheckpointEvaluator, Summaries]] = []
+    records, settings = training.records, training.settings
     has_work = "val" in records.by_split and settings.eval_interval != 0
 
     def newest() -> int | None:
@@ -277,10 +269,13 @@ def evaluate_run(
     def evaluate(step: int) -> Mapping[str, float]:
         if not evaluator:
             import_tensorflow()
-            evaluator.append(CheckpointEvaluator(model_dir, configure(settings, records), records, metric=metric))
-        return evaluator[0].evaluate(step)
+            config = configure(settings, records)
+            made = CheckpointEvaluator(model_dir, config, records, metric=training.metric)
+            evaluator.append((made, Summaries(model_dir, 0)))
+        return evaluator[0][0].run(step, evaluator[0][1])
 
     with stop_flag() as stop:
         evaluate_continuously(
-            cluster, model_dir, goal=goal, newest=newest, evaluate=evaluate, stop=stop, timeouts=timeouts
-        )
+            cluster, model_dir, goal=training.goal, newest=newest, evaluate=evaluate, stop=stop,
+            timeouts=training.timeouts,
+        )  # fmt: skip

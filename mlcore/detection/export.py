@@ -95,7 +95,7 @@ def export(
         return ExportResult(**done["results"], version=output.version, path=output.path)
 
     from mlcore.detection.experiment import describe_experiment
-    from mlcore.detection.verification import FreshProcess, check
+    from mlcore.detection.verification import FreshProcess, Selection, check
 
     with FreshProcess() as fresh, output.writing() as directory:
         detector, model, config = chosen.load_model()
@@ -106,7 +106,7 @@ def export(
         write_extras(directory, chosen)
         expected = detector.detect(pictures)
         scratch = directory / ".verification"
-        agreement = check(expected, fresh.run(directory, pictures, scratch))
+        agreement = check(expected, fresh.run(directory, pictures, scratch), selection=Selection.of(config.task))
         shutil.rmtree(scratch)
         if tflite:
             from mlcore.detection.tflite import write_tflite

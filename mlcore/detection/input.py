@@ -2,11 +2,13 @@
 
 Decoding and augmentation are official.vision's own, as its task would do them. The reading is not, because a run must
 be able to go on where it was (the order of an epoch is a function of the seed and its number, and records that were
-used are passed over without being decoded) and to name the records of a batch that broke the training.
+used are passed over without being decoded; the random numbers of an example are a function of the seed and its number)
+and to name the records of a batch that broke the training.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlcore.data.example import decode
 from mlcore.data.tfrecord import read_records
+from mlcore.detection.draws import Draws
 from mlcore.detection.tensorflow import import_tensorflow
 from mlcore.runtime.errors import DataError
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     import tensorflow as tf
     from official.core.base_task import Task
     from official.core.config_definitions import DataConfig
+
+log = logging.getLogger(__name__)
 
 RECORD = "record"  # key among the labels: where each example comes from, shard * 2**32 + position in it
 _POSITION_BITS = 32
@@ -60,7 +65,8 @@ def train_dataset(
         batch_size: Images a batch, of this pipeline.
         seed: Decides the order of the records, and the augmentation.
         examples_done: Examples of this pipeline that were used before; they are passed over.
-        deterministic: Augment in one thread, so that the same seed gives the same pictures.
+        deterministic: The same seed gives the same pictures, whatever the number of threads, also when a run goes on;
+            in one thread where the augmentation keeps a state.
         pipeline: Which part of the records to read.
     """
     tf = import_tensorflow()
@@ -75,16 +81,23 @@ def train_dataset(
         dataset = _read(tf, shards, pipeline, order)
         return dataset.shuffle(buffer, seed=order, reshuffle_each_iteration=False)
 
-    dataset = tf.data.Dataset.counter(start=epoch).flat_map(read_epoch).skip(offset)
+    dataset = tf.data.Dataset.counter(start=epoch).flat_map(read_epoch).skip(offset).enumerate(start=examples_done)
     parts = official_parts(task, config)
 
-    def parse(record: Any, example: Any) -> tuple[Any, Mapping[str, Any]]:
-        images, labels = parts.parse(parts.decode(example))
-        return images, {**labels, RECORD: record}
+    with Draws(seed * 1_009 + pipeline.index) as draws:
 
-    # Random operations keep a state: called by several threads, which call gets which number is chance.
-    dataset = dataset.map(parts.traceable(parse), num_parallel_calls=None if deterministic else tf.data.AUTOTUNE)
-    dataset = dataset.batch(batch_size, drop_remainder=True).prefetch(2)
+        def parse(number: Any, numbered_example: Any) -> tuple[Any, Mapping[str, Any]]:
+            draws.begin(number)
+            record, example = numbered_example
+            images, labels = parts.parse(parts.decode(example))
+            return images, {**labels, RECORD: record}
+
+        function = parts.traceable(parse)
+        prepared = dataset.map(function, num_parallel_calls=tf.data.AUTOTUNE)
+        if deterministic and draws.keep_state():
+            log.info("this augmentation draws random numbers in loops: pictures are prepared in one thread")
+            prepared = dataset.map(function)
+    dataset = prepared.batch(batch_size, drop_remainder=True).prefetch(2)
     options = tf.data.Options()
     options.deterministic = True
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
@@ -152,8 +165,10 @@ def official_parts(task: Task, config: DataConfig) -> OfficialParts:
     try:
         task.build_inputs(config)
     except _PartsKept as kept:
-        # The policies (AutoAugment and others) branch on tensors; decoders and parsers do not.
-        return OfficialParts(kept.decode, kept.parse, needs_autograph=config.parser.aug_type is not None)
+        # The policies (AutoAugment and others) and the JPEG noise branch on tensors; decoders and parsers do not.
+        parser = config.parser
+        branches = parser.aug_type is not None or getattr(parser, "aug_rand_jpeg", None) is not None
+        return OfficialParts(kept.decode, kept.parse, needs_autograph=branches)
     finally:
         input_reader_factory.input_reader_generator = original
     raise TypeError(f"{type(task).__name__}.build_inputs makes no reader of its own")

@@ -5,6 +5,7 @@ It knows neither the model nor the strategy: a `Trainer` says what a step is, a 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from mlcore.detection.runner import NonFinite, StepRunner, Window
 from mlcore.detection.summaries import Summaries
 from mlcore.detection.tensorflow import import_tensorflow
 from mlcore.detection.trainer import TOTAL_LOSS, Trainer, checkpoint_manager
-from mlcore.detection.validation import Evaluate, Validation
+from mlcore.detection.validation import Validates
 from mlcore.runtime.errors import DataError, UsageError
 from mlcore.runtime.progress import Progress
 from mlcore.runtime.results import print_metrics
@@ -87,9 +88,10 @@ class TrainingLoop:
         runner: Runs its steps.
         plan: What to do when.
         model_dir: Where checkpoints and summaries go.
-        evaluate: Metrics of the model as it is now; None: there is nothing to evaluate on.
+        validation: Evaluates; None: somebody else does, or nobody.
         first_step_done: Called once, when the first step is done.
         stop_early: Asked after each checkpoint with its step: whether somebody else's evaluations say so.
+        leads: Whether this process writes: checkpoints, summaries, metrics. Others that take the same steps do not.
     """
 
     def __init__(
@@ -99,18 +101,17 @@ class TrainingLoop:
         plan: Plan,
         model_dir: Path,
         *,
-        evaluate: Evaluate | None = None,
+        validation: Validates | None = None,
         first_step_done: Callable[[], None] = lambda: None,
         stop_early: Callable[[int], bool] = lambda _: False,
+        leads: bool = True,
     ) -> None:
         self.trainer, self.runner, self.plan, self.model_dir = trainer, runner, plan, model_dir
-        self._validation = None
-        if evaluate is not None and plan.eval_interval:
-            self._validation = Validation(trainer, evaluate, model_dir, metric=plan.metric)
-        self._stop_early = stop_early
+        self._validation, self._stop_early, self._leads = validation, stop_early, leads
         self._first_step_done = first_step_done
-        self._manager = checkpoint_manager(trainer, model_dir)
+        self._manager = checkpoint_manager(trainer, model_dir) if leads else None
         self._outcome = Outcome(step=trainer.steps_done(), best=read_best(model_dir))
+        self._saved_step = self._outcome.step
         self._timed_steps, self._timed_s = 0, 0.0
 
     def run(self) -> Outcome:
@@ -126,14 +127,14 @@ class TrainingLoop:
             Progress("train", total=self.plan.steps, unit="steps", initial=self._outcome.step) as self._progress,
         ):
             # The first step is traced, which takes long and loses nothing: until then a signal ends at once.
-            self._account(self.runner.run(1, StopFlag()), timed=False)
+            self._account(first := self.runner.run(1, StopFlag()), timed=False)
             self._first_step_done()
             with stop_flag() as stop:
-                self._after(stop)
+                self._after(first, stop)
                 while self._outcome.step < self.plan.steps and not self._outcome.stopped_early:
                     until = self.plan.next_event(self._outcome.step)
-                    self._account(self.runner.run(until - self._outcome.step, stop))
-                    self._after(stop)
+                    self._account(window := self.runner.run(until - self._outcome.step, stop))
+                    self._after(window, stop)
         return self._outcome
 
     def evaluate_last(self) -> Outcome:
@@ -144,7 +145,7 @@ class TrainingLoop:
         """
         if self._validation is not None:
             with Summaries(self.model_dir, self._outcome.step) as self._summaries, stop_flag() as stop:
-                self._validate(self._outcome.step, stop)
+                self._outcome.stopped_early = self._validate(self._validation, self._outcome.step, stop)
         return self._outcome
 
     def _account(self, window: Window, *, timed: bool = True) -> None:
@@ -158,28 +159,30 @@ class TrainingLoop:
             self._timed_steps += window.steps
             self._timed_s += window.seconds
             self._outcome.steps_per_second = self._timed_steps / max(self._timed_s, 1e-9)
-        self._window = window
         self._progress.update(self._outcome.step - self._step_before, note=f"loss {self._outcome.loss:.4g}")
 
-    def _after(self, stop: StopFlag) -> None:
-        """Everything that is due after the steps just done."""
+    def _after(self, window: Window, stop: StopFlag) -> None:
+        """Everything that is due after the steps just done; the same in all processes that take them together."""
         step = self._outcome.step
-        if stop.is_set():
+        if window.stopped:
             self._save()
             log.info("stopped after step %d by %s; run again to go on", step, stop.error())
             raise stop.error()
         last = step >= self.plan.steps
-        if self._due(self.plan.summary_interval) or last:
+        if self._leads and (self._due(self.plan.summary_interval) or last):
             print_metrics(step=step, loss=self._outcome.loss)
             rate = self.trainer.learning_rate()
-            scalars = {**self._window.losses, "learning_rate": rate, "steps_per_second": self._outcome.steps_per_second}
+            scalars = {**window.losses, "learning_rate": rate, "steps_per_second": self._outcome.steps_per_second}
             self._summaries.train(step, scalars)
-        evaluates = self._validation is not None and (self._due(self.plan.eval_interval) or last)
+        evaluates = self.plan.eval_interval > 0 and (self._due(self.plan.eval_interval) or last)
         if self._due(self.plan.checkpoint_interval) or last or evaluates:
             self._save()
-            self._outcome.stopped_early = self._stop_early(step) and not last
-        if evaluates:
-            self._validate(step, stop)
+            no_better = self._stop_early(step) and not last
+            if evaluates and self._validation is not None:
+                no_better = self._validate(self._validation, step, stop)
+            # While another process evaluates, a signal need not wait for it.
+            with stop.raising() if evaluates and not last else contextlib.nullcontext():
+                self._outcome.stopped_early = self.runner.agree(no_better)
 
     def _due(self, interval: int) -> bool:
         """Whether a multiple of the interval was reached or passed (a cluster may pass it) by the last steps."""
@@ -189,7 +192,7 @@ class TrainingLoop:
         step = self._outcome.step
         if not self.trainer.weights_are_finite():
             self._fail(NonFinite(step, math.nan, ()))
-        if step not in list_checkpoints(self.model_dir):
+        if self._manager is not None and step != self._saved_step:
             try:
                 self._manager.save(checkpoint_number=step)
             except import_tensorflow().errors.OpError as error:
@@ -197,17 +200,19 @@ class TrainingLoop:
                     f"--model-dir={self.model_dir}: the checkpoint of step {step} cannot be written "
                     f"({str(error).strip().splitlines()[0]}); what was saved before is whole"
                 ) from error
+            self._saved_step = step
             log.info("saved %s", self.model_dir / f"ckpt-{step}")
 
-    def _validate(self, step: int, stop: StopFlag) -> None:
-        assert self._validation is not None
+    def _validate(self, validation: Validates, step: int, stop: StopFlag) -> bool:
+        """Evaluate; whether this was one evaluation too many without a better one."""
         with stop.raising():  # the checkpoint of this step is saved, so nothing is lost
-            self._outcome.metrics = self._validation.run(step, self._summaries)
-        best = self._outcome.best = self._validation.best
-        if self.plan.out_of_patience(step, best):
-            assert best is not None
-            log.info("no better %s since step %d; stopping early", self.plan.metric, best.step)
-            self._outcome.stopped_early = True
+            self._outcome.metrics = validation.run(step, self._summaries)
+        best = self._outcome.best = validation.best
+        if not self.plan.out_of_patience(step, best):
+            return False
+        assert best is not None
+        log.info("no better %s since step %d; stopping early", self.plan.metric, best.step)
+        return True
 
     def _fail(self, bad: NonFinite) -> None:
         """Stop for good: training on from here, or again from the last checkpoint, would end the same way."""

@@ -297,20 +297,33 @@ def paste_mask(mask: Any, box_xywh: Any, height: int, width: int) -> npt.NDArray
         height: Of the image, in pixels.
         width: Of the image, in pixels.
     """
-    import cv2
-
     canvas = np.zeros((height, width), np.uint8)
     padded = np.pad(np.asarray(mask, np.float32), 1)
     grow = max(padded.shape[0] / (padded.shape[0] - 2), padded.shape[1] / (padded.shape[1] - 2))
     x, y, box_width, box_height = (float(value) for value in box_xywh)
     left, right = (int(x + box_width / 2 * (1 + sign * grow)) for sign in (-1, 1))
     top, bottom = (int(y + box_height / 2 * (1 + sign * grow)) for sign in (-1, 1))
-    pasted = cv2.resize(padded, (max(right - left + 1, 1), max(bottom - top + 1, 1))) > 0.5
+    down, across = (
+        _linear(length, max(end - start + 1, 1))
+        for length, start, end in ((padded.shape[0], top, bottom), (padded.shape[1], left, right))
+    )
     x0, x1 = (min(max(edge, 0), width) for edge in (left, right + 1))
     y0, y1 = (min(max(edge, 0), height) for edge in (top, bottom + 1))
     if x0 < x1 and y0 < y1:
-        canvas[y0:y1, x0:x1] = pasted[y0 - top : y1 - top, x0 - left : x1 - left]
+        rows, columns = down[y0 - top : y1 - top], across[x0 - left : x1 - left]
+        canvas[y0:y1, x0:x1] = rows @ padded @ columns.T > 0.5
     return canvas
+
+
+def _linear(length: int, wanted: int) -> npt.NDArray[np.float32]:
+    """The matrix (wanted, length) that resizes a line by linear interpolation between the middles of its pixels."""
+    places = np.clip((np.arange(wanted) + 0.5) * (length / wanted) - 0.5, 0, length - 1)
+    low = np.minimum(places.astype(np.int64), max(length - 2, 0))
+    weights = np.zeros((wanted, length), np.float32)
+    share = (places - low).astype(np.float32)
+    weights[np.arange(wanted), low] = 1 - share
+    weights[np.arange(wanted), np.minimum(low + 1, length - 1)] += share
+    return weights
 
 
 def _read_mask(truth: GroundTruth, index: int) -> npt.NDArray[np.uint8]:

@@ -48,20 +48,12 @@ def run(
     tf = import_tensorflow()
     config = configure(settings, records)
     directory.open(describe(settings, config, records, seed), records.classes)
-    gpus = tf.config.list_physical_devices("GPU")
-    for gpu in gpus:  # take memory as it is needed, not all of it at once
-        tf.config.experimental.set_memory_growth(gpu, True)
-    deterministic = not gpus if deterministic is None else deterministic
-    seed_everything(tf, seed, deterministic)
+    deterministic = prepare_devices(tf, seed, deterministic)
     strategy = make_strategy(tf, strategy_name)
-    batch_size = config.task.train_data.global_batch_size
-    if batch_size % strategy.num_replicas_in_sync:
-        raise UsageError(
-            f"--batch-size={batch_size}: expected a multiple of {strategy.num_replicas_in_sync}, the number of devices"
-        )
 
     from mlcore.detection.loop import TrainingLoop
     from mlcore.detection.runner import LocalRunner
+    from mlcore.detection.validation import Validation
 
     plan = make_plan(config, records, metric=metric, patience=patience)
     trainer = prepare_trainer(strategy, config, directory.path)
@@ -70,13 +62,16 @@ def run(
         log.info("%s is up to date: trained to step %d, --steps=%d", directory.path, trainer.steps_done(), plan.steps)
         return before
     directory.begin()
-    dataset = _dataset(tf, strategy, trainer, records, seed=seed, deterministic=deterministic)
+    dataset = make_dataset(strategy, trainer, records, seed=seed, deterministic=deterministic)
+    validation = None
+    if plan.eval_interval:
+        validation = Validation(trainer, make_evaluate(trainer, records), directory.path, metric=metric)
     loop = TrainingLoop(
         trainer,
         LocalRunner(trainer, strategy, dataset),
         plan,
         directory.path,
-        evaluate=make_evaluate(trainer, records) if "val" in records.by_split else None,
+        validation=validation,
         first_step_done=log_first_step,
     )
     with strategy.scope():
@@ -87,13 +82,18 @@ def run(
     return results
 
 
-def seed_everything(tf: Any, seed: int, deterministic: bool) -> None:
-    """Seed TensorFlow, NumPy and Python; make GPUs compute the same each time where asked."""
+def prepare_devices(tf: Any, seed: int, deterministic: bool | None) -> bool:
+    """Seed TensorFlow, NumPy and Python; make GPUs compute the same each time where asked (default: without GPUs)."""
     import tf_keras
 
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:  # take memory as it is needed, not all of it at once
+        tf.config.experimental.set_memory_growth(gpu, True)
+    deterministic = not gpus if deterministic is None else deterministic
     tf_keras.utils.set_random_seed(seed + 1)  # tf.data takes 0 for no seed
     if deterministic:
         tf.config.experimental.enable_op_determinism()
+    return deterministic
 
 
 def make_strategy(tf: Any, name: str) -> tf.distribute.Strategy:
@@ -139,13 +139,26 @@ def make_plan(config: ExperimentConfig, records: RecordSet, *, metric: str, pati
 
 def prepare_trainer(strategy: tf.distribute.Strategy, config: ExperimentConfig, model_dir: Path) -> Trainer:
     """A trainer in the strategy's scope, with the weights of the newest good checkpoint, else of `init_checkpoint`."""
-    from mlcore.detection.trainer import Trainer
-
+    trainer = make_trainer(strategy, config)
     with strategy.scope():
-        trainer = Trainer(config, replicas=strategy.num_replicas_in_sync)
         if not trainer.resume(model_dir):
             trainer.initialize()
     return trainer
+
+
+def make_trainer(strategy: tf.distribute.Strategy, config: ExperimentConfig) -> Trainer:
+    """A trainer in the strategy's scope.
+
+    Raises:
+        UsageError: The batch cannot be shared equally.
+    """
+    from mlcore.detection.trainer import Trainer
+
+    batch_size, replicas = config.task.train_data.global_batch_size, strategy.num_replicas_in_sync
+    if batch_size % replicas:
+        raise UsageError(f"--batch-size={batch_size}: expected a multiple of {replicas}, the number of devices")
+    with strategy.scope():
+        return Trainer(config, replicas=replicas)
 
 
 def make_evaluate(trainer: Trainer, records: RecordSet) -> Evaluate:
@@ -171,8 +184,7 @@ def make_evaluate(trainer: Trainer, records: RecordSet) -> Evaluate:
     return evaluate
 
 
-def _dataset(
-    tf: Any,
+def make_dataset(
     strategy: tf.distribute.Strategy,
     trainer: Trainer,
     records: RecordSet,
@@ -180,20 +192,23 @@ def _dataset(
     seed: int,
     deterministic: bool,
 ) -> Any:
-    from mlcore.detection.input import train_dataset
+    """The batches of each replica; of a strategy of several processes each reads records of its own."""
+    from mlcore.detection.input import Pipeline, train_dataset
 
     batch_size = trainer.config.task.train_data.global_batch_size
     replicas = strategy.num_replicas_in_sync
 
-    def make(_context: Any = None) -> Any:
+    def make(context: Any = None) -> Any:
+        pipeline = Pipeline() if context is None else Pipeline(context.input_pipeline_id, context.num_input_pipelines)
         return train_dataset(
             trainer.task,
             records.shards("train"),
             records=records.count("train"),
             batch_size=batch_size // replicas,
-            seed=seed,
-            examples_done=trainer.steps_done() * batch_size,
+            seed=seed + pipeline.index,
+            examples_done=trainer.steps_done() * batch_size // pipeline.count,
             deterministic=deterministic,
+            pipeline=pipeline,
         )
 
     return make() if replicas == 1 else strategy.distribute_datasets_from_function(make)

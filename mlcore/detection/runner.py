@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -40,12 +41,14 @@ class Window:
         seconds: How long they took.
         losses: Mean of each loss over the steps.
         non_finite: The first step that was not finite, if any.
+        stopped: Whether a stop was asked for, and all that train together know it.
     """
 
     steps: int
     seconds: float
     losses: Mapping[str, float]
     non_finite: NonFinite | None = None
+    stopped: bool = False
 
 
 class StepRunner(Protocol):
@@ -54,18 +57,29 @@ class StepRunner(Protocol):
     def run(self, steps: int, stop: StopFlag) -> Window:
         """Do `steps` steps, or fewer once `stop` is set; when it returns, none is under way."""
 
+    def agree(self, wish: bool) -> bool:
+        """Whether any of the processes that take the same steps wishes it; all of them ask at the same point."""
+
 
 class LocalRunner:
-    """Runs steps on one machine: on one device, or on all replicas of a MirroredStrategy in step.
+    """Runs steps in this process: on one device, or on all replicas of a strategy in step, here and in other processes.
 
     Args:
         trainer: Made in the scope of `strategy`.
         strategy: The strategy.
         dataset: Batches; a distributed dataset of the strategy where it has several replicas.
+        agree: See `StepRunner`; for a strategy of several processes.
     """
 
-    def __init__(self, trainer: Trainer, strategy: tf.distribute.Strategy, dataset: Any) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        strategy: tf.distribute.Strategy,
+        dataset: Any,
+        agree: Callable[[bool], bool] = bool,
+    ) -> None:
         tf = import_tensorflow()
+        self.agree = agree
         self._first_step = trainer.steps_done()
         self._iterator = iter(dataset)
 
@@ -82,12 +96,10 @@ class LocalRunner:
     def run(self, steps: int, stop: StopFlag) -> Window:
         """See `StepRunner`. Values are fetched at the end only, so that a GPU is never waited for within."""
         started = time.monotonic()
-        results = []
-        for _ in range(steps):
-            if stop.is_set():
-                break
+        results: list[tuple[Mapping[str, Any], Any]] = []
+        while not (stopped := self.agree(stop.is_set())) and len(results) < steps:
             results.append(self._step(self._iterator))
-        window = summarize(self._first_step, results, started)
+        window = dataclasses.replace(summarize(self._first_step, results, started), stopped=stopped)
         self._first_step += window.steps
         return window
 

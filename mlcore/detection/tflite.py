@@ -23,7 +23,7 @@ from mlcore.detection.detectors import OUTPUTS, detections_of
 from mlcore.detection.metrics import Detections
 from mlcore.detection.signatures import ServingFunctions, anchor_boxes
 from mlcore.detection.tensorflow import import_tensorflow
-from mlcore.detection.verification import check
+from mlcore.detection.verification import Selection, check
 from mlcore.serving.version_directory import EXTRA
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def write_tflite(
         tf.saved_model.save(module, folder, signatures={"serving_default": function.get_concrete_function()})
         content = tf.lite.TFLiteConverter.from_saved_model(folder).convert()
     found = [_run(content, functions, picture) for picture in pictures]
-    check(expected, {TFLITE: found}, least_agreement=_LEAST_AGREEMENT)
+    check(expected, {TFLITE: found}, least_agreement=_LEAST_AGREEMENT, selection=Selection.of(config.task))
     (directory / EXTRA / TFLITE).write_bytes(content)
 
 

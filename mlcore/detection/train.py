@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from mlcore.cluster.config import cluster_from_environment
 from mlcore.cluster.status import goal_of
-from mlcore.cluster.strategy import choose_strategy, no_parameter_servers
+from mlcore.cluster.strategy import choose_strategy
 from mlcore.cluster.timeouts import Timeouts
 from mlcore.data.records import RecordSet
 from mlcore.detection.metrics import MASK_PREFIX, SUMMARY
@@ -72,7 +72,7 @@ def train(
     eval_interval: Annotated[int, Range(min=0)] | None = None,
     metric: str = "coco_ap",
     patience: Annotated[int, Range(min=0)] = 0,
-    strategy: Literal["auto", "one_device", "mirrored", "parameter_server"] = "auto",
+    strategy: Literal["auto", "one_device", "mirrored", "multi_worker_mirrored", "parameter_server"] = "auto",
     seed: Annotated[int, Range(min=0, max=2**31 - 1)] = 0,
     deterministic: bool | None = None,
     overwrite: bool = False,
@@ -87,9 +87,9 @@ def train(
     --steps trains further.
 
     With TF_CONFIG in the environment (a TFJob) it is a member of a cluster: the chief trains on the workers through the
-    parameter servers, an evaluator evaluates its checkpoints as they come, and all end when the chief has. A member
-    that should be started again ends with 138. The model directory is the same as on one machine; a run can go on in
-    either.
+    parameter servers, or, where there are none, all train in step, each on its part of the batch; an evaluator
+    evaluates the checkpoints as they come, and all end when the chief (else worker 0) has. A member that should be
+    started again ends with 138. The model directory is the same as on one machine; a run can go on in any of them.
 
     Args:
         data_dir: Folder of records, the --output-dir of convert.
@@ -101,7 +101,8 @@ def train(
         overrides: Any setting of the experiment, as --overrides=task.model.min_level=3, or as the sections task,
             trainer and runtime of the --config file. They win over the other flags.
         steps: Steps to train for in all; the schedule of the learning rate is fitted to it. Default: the preset's.
-        batch_size: Images a step, over all devices. Without --learning-rate, the learning rate follows it.
+        batch_size: Images a step, over all devices and members that train in step. Without --learning-rate, the
+            learning rate follows it.
         learning_rate: Highest learning rate. Default: the preset's.
         warmup_steps: Steps in which the learning rate rises to its highest; 0: none. Default: the preset's, at most a
             fifth of --steps.
@@ -123,8 +124,9 @@ def train(
         metric: Metric of these evaluations by which the best checkpoint is kept, such as coco_ap, ap50 or ap_small.
         patience: Evaluations without a better metric after which training stops early; 0: never.
         strategy: auto takes every GPU of the machine, or the workers of the cluster that TF_CONFIG describes;
-            one_device the first GPU (or the CPU), mirrored all devices even where these are logical CPU devices,
-            parameter_server the workers of a cluster.
+            one_device the first GPU (or the CPU), mirrored all devices even where these are logical CPU devices, of the
+            chief alone where there is a cluster; parameter_server the workers of a cluster, each on batches of its own;
+            multi_worker_mirrored all of its workers in step, each on its part of a batch.
         seed: Decides initial weights, order and augmentation of the images.
         deterministic: The same seed gives the same model, bit for bit, on the same machine, for a run that was not
             interrupted. Images are then prepared in one thread, so it is off by default where there is a GPU.
@@ -157,24 +159,32 @@ def train(
             f"--metric={metric}: expected one of {', '.join(SUMMARY)}, or {MASK_PREFIX} before one of them"
         )
     cluster = cluster_from_environment()
-    if choose_strategy(cluster, strategy) != "parameter_server" and cluster is not None:
-        if len(cluster.members) > 1:
-            raise no_parameter_servers(cluster)
+    on = choose_strategy(cluster, strategy)
+    if on == "one_machine" and cluster is not None and len(cluster.members) == 1:
         cluster = None
     timeouts = Timeouts(**{field.name: given[field.name] for field in dataclasses.fields(Timeouts)})
     goal = goal_of(cluster, step="train", settings=dataclasses.asdict(settings), seed=seed) if cluster else ""
-    if cluster is not None and cluster.role in ("worker", "ps") and not cluster.is_chief:
+    follows = cluster is not None and not cluster.is_chief and cluster.role in ("chief", "worker")
+    trains_in_step = follows and on == "multi_worker_mirrored"
+    if cluster is not None and ((follows and not trains_in_step) or cluster.role == "ps"):
         from mlcore.cluster.server import serve
 
         serve(cluster, model_dir, goal=goal, timeouts=timeouts)
         return None
     records = RecordSet.open(data_dir)
     records.split("train")
-    if cluster is not None and cluster.role == "evaluator":
-        from mlcore.detection.cluster import evaluate_run
+    if cluster is not None:
+        from mlcore.detection.cluster import Training, evaluate_run, follow_run, lead_run
 
-        evaluate_run(cluster, model_dir, records, settings, goal=goal, metric=metric, timeouts=timeouts)
-        return None
+        training = Training(
+            records=records, settings=settings, metric=metric, patience=patience, seed=seed,
+            deterministic=deterministic, on=on, here="auto" if strategy == "multi_worker_mirrored" else strategy,
+            goal=goal, timeouts=timeouts,
+        )  # fmt: skip
+        if cluster.role == "evaluator" or trains_in_step:
+            run_member = evaluate_run if cluster.role == "evaluator" else follow_run
+            run_member(cluster, model_dir, training)
+            return None
     directory = ModelDirectory(
         model_dir,
         parameters={**dataclasses.asdict(settings), "metric": metric, "patience": patience, "seed": seed},
@@ -185,12 +195,7 @@ def train(
     if results is not None:
         pass
     elif cluster is not None:
-        from mlcore.detection.cluster import lead_run
-
-        results = lead_run(
-            cluster, directory, records, settings, goal=goal, metric=metric, patience=patience, seed=seed,
-            timeouts=timeouts,
-        )  # fmt: skip
+        results = lead_run(cluster, directory, training)
     else:
         from mlcore.detection.run import run
 

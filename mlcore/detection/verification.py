@@ -34,7 +34,64 @@ SERVING_DEFAULT, TF_EXAMPLE = "serving_default", "tf_example"
 FROZEN_GRAPH = "frozen_inference_graph.pb"
 FROZEN_INPUT = "image_tensor"
 SAME_IOU, SAME_SCORE = 0.95, 0.01  # two detections of a class are the same if they differ by no more than this
+SAME_CORNER = 1e-3  # of the picture's side: so boxes are the same that are too thin for the first
 LEAST_AGREEMENT = 0.98
+MOST_TIES = 0.25  # of the detections; beyond it too little is left to compare
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How a model chooses its detections from what it finds; at each of these bounds a rounding error can decide.
+
+    Attributes:
+        count: Largest number of detections in a picture.
+        score: Least score of a detection.
+        iou: Of two boxes of a class that overlap by more than this, suppression keeps the one with the higher score.
+    """
+
+    count: int = 100
+    score: float = 0.05
+    iou: float = 0.5
+
+    @classmethod
+    def of(cls, task_config: Any) -> "Selection":
+        """That of a model of official.vision, by its task's section of the configuration (`config.task`)."""
+        options = task_config.model.detection_generator
+        return cls(options.max_num_detections, options.pre_nms_score_threshold, options.nms_iou_threshold)
+
+    def ties(self, lists: tuple[Detections, Detections], alone: tuple[Any, Any]) -> tuple[Any, Any]:
+        """Which detections of one list can be missing in the other by a rounding error.
+
+        Either their score is as good as that of the last one which the other list could keep; or the other list has a
+        box of the same class and as good a score, which suppression kept in their stead; or one with a better score
+        that is itself such a tie, so that suppression had another box to start from.
+
+        Args:
+            lists: Two lists of detections.
+            alone: Which of them the other list lacks; a mask of each list.
+        """
+        one, other = lists
+        near = one.classes[:, np.newaxis] == other.classes
+        near &= np.array([_iou(box, other.boxes_yxyx) for box in one.boxes_yxyx]).reshape(near.shape) > self.iou
+        better = one.scores[:, np.newaxis] - other.scores
+        tied = (
+            alone[0] & (self._cut(one, other) | np.any(near & (np.abs(better) <= SAME_SCORE), axis=1)),
+            alone[1] & (self._cut(other, one) | np.any(near & (np.abs(better) <= SAME_SCORE), axis=0)),
+        )
+        while True:  # as long as ties bring ties about
+            more = (
+                tied[0] | (alone[0] & np.any(near & (better <= 0) & tied[1], axis=1)),
+                tied[1] | (alone[1] & np.any(near & (better >= 0) & tied[0][:, np.newaxis], axis=0)),
+            )
+            if sum(map(np.count_nonzero, more)) == sum(map(np.count_nonzero, tied)):
+                return tied
+            tied = more
+
+    def _cut(self, found: Detections, other: Detections) -> Any:
+        cut = np.abs(found.scores - self.score) <= SAME_SCORE
+        if len(other.scores) >= self.count:  # what took the last places counts in the other list, if it is no tie
+            cut |= found.scores <= other.scores.min() + SAME_SCORE
+        return cut
 
 
 @dataclass(frozen=True)
@@ -44,44 +101,65 @@ class Agreement:
     Attributes:
         pictures: Pictures compared.
         detections: Expected detections in them.
-        share: Those that both have, of the larger of the two numbers; 1 where neither has any.
-        box_difference: Largest difference of a coordinate of those, as a fraction of the picture's side.
+        share: Those that both have, of the larger of the two numbers without the near ties; 1 where neither has any.
+        ties: Detections that one of the two lacks and that a rounding error can take away (see `Selection`).
+        box_difference: Largest difference of a coordinate of those that both have, as a fraction of the picture's side.
         score_difference: Largest difference of a score of those.
     """
 
     pictures: int
     detections: int
     share: float
+    ties: int
     box_difference: float
     score_difference: float
 
 
-def compare(expected: Sequence[Detections], actual: Sequence[Detections]) -> Agreement:
+def compare(
+    expected: Sequence[Detections], actual: Sequence[Detections], selection: Selection | None = None
+) -> Agreement:
     """Compare detections picture by picture.
 
-    Not number by number: a rounding error in a score can swap two neighbours, or let suppression keep the other of two
-    boxes that are as good as each other.
+    Not number by number: a rounding error in a score can swap two neighbours, let suppression keep the other of two
+    boxes that are as good as each other, or put another detection in the last place. Such near ties speak neither for
+    nor against the agreement. A detection has to be the same in its class, its box and its score, whatever its place.
+
+    Args:
+        expected: Detections of each picture.
+        actual: Those to compare with them.
+        selection: How the model chose them.
     """
-    common, larger, boxes, scores = 0, 0, [0.0], [0.0]
+    selection = selection or Selection()
+    common, comparable, larger, boxes, scores = 0, 0, 0, [0.0], [0.0]
     for one, other in zip(expected, actual, strict=True):
+        pairs = _pairs(one, other)
+        alone = np.ones(len(one.scores), bool), np.ones(len(other.scores), bool)
+        alone[0][pairs[:, 0]] = alone[1][pairs[:, 1]] = False
+        ties = selection.ties((one, other), alone)
+        missing = [int(np.count_nonzero(lacking & ~tied)) for lacking, tied in zip(alone, ties, strict=True)]
+        common += len(pairs)
+        comparable += len(pairs) + max(missing)
         larger += max(len(one.scores), len(other.scores))
-        free = np.ones(len(other.scores), bool)
-        for box, score, label in zip(one.boxes_yxyx, one.scores, one.classes, strict=True):
-            same = free & (other.classes == label) & (np.abs(other.scores - score) <= SAME_SCORE)
-            candidates = np.flatnonzero(same)
-            if not candidates.size:
-                continue
-            overlaps = _iou(box, other.boxes_yxyx[candidates])
-            best = int(np.argmax(overlaps))
-            if overlaps[best] < SAME_IOU:
-                continue
-            index = int(candidates[best])
-            free[index] = False
-            common += 1
-            boxes.append(float(np.abs(other.boxes_yxyx[index] - box).max()))
-            scores.append(float(abs(other.scores[index] - score)))
+        for first, second in pairs:
+            boxes.append(float(np.abs(other.boxes_yxyx[second] - one.boxes_yxyx[first]).max()))
+            scores.append(float(abs(other.scores[second] - one.scores[first])))
     count = sum(len(one.scores) for one in expected)
-    return Agreement(len(expected), count, common / larger if larger else 1.0, max(boxes), max(scores))
+    share = common / comparable if comparable else float(not larger)
+    return Agreement(len(expected), count, share, larger - comparable, max(boxes), max(scores))
+
+
+def _pairs(one: Detections, other: Detections) -> Any:
+    """Indices of the detections that are the same, [pairs, 2]."""
+    pairs = []
+    free = np.ones(len(other.scores), bool)
+    for index, (box, score, label) in enumerate(zip(one.boxes_yxyx, one.scores, one.classes, strict=True)):
+        candidates = np.flatnonzero(free & (other.classes == label) & (np.abs(other.scores - score) <= SAME_SCORE))
+        candidates = candidates[_iou(box, other.boxes_yxyx[candidates]) >= SAME_IOU]
+        if candidates.size:
+            nearest = candidates[np.argmin(np.abs(other.boxes_yxyx[candidates] - box).max(axis=1))]
+            free[nearest] = False
+            pairs.append((index, nearest))
+    return np.array(pairs, int).reshape(-1, 2)
 
 
 def _iou(box: Any, others: Any) -> Any:
@@ -90,31 +168,40 @@ def _iou(box: Any, others: Any) -> Any:
     inter = np.prod(np.maximum(high - low, 0), axis=1)
     areas = [np.prod(np.maximum(each[..., 2:] - each[..., :2], 0), axis=-1) for each in (box, others)]
     union = areas[0] + areas[1] - inter
-    return np.where(union > 0, inter / np.maximum(union, 1e-12), np.all(others == box, axis=1))
+    same = np.abs(others - box).max(axis=1, initial=0) <= SAME_CORNER
+    return np.where(same, 1.0, inter / np.maximum(union, 1e-12))
 
 
 def check(
     expected: Sequence[Detections],
     answers: Mapping[str, Sequence[Detections]],
     least_agreement: float = LEAST_AGREEMENT,
+    selection: Selection | None = None,
 ) -> Agreement:
     """Compare what each signature answered with what is expected; the worst agreement.
 
     Raises:
-        DataError: A signature finds something else.
+        DataError: A signature finds something else, or so many detections are near ties that it cannot be told.
     """
-    worst = replace(compare(expected, expected), share=1.0)
+    worst = compare(expected, expected)
     for name, actual in answers.items():
-        agreement = compare(expected, actual)
+        agreement = compare(expected, actual, selection)
         if agreement.share < least_agreement:
             raise DataError(
                 f"the exported {name} agrees with the checkpoint on {agreement.share:.1%} of "
                 f"{agreement.detections} detections in {agreement.pictures} pictures, expected at least "
                 f"{least_agreement:.0%}; nothing was published"
             )
+        if agreement.ties > MOST_TIES * agreement.detections:
+            raise DataError(
+                f"the exported {name} cannot be compared with the checkpoint: {agreement.ties} of "
+                f"{agreement.detections} detections differ and have scores that are nearly the same as others', "
+                "as those of a model that has learnt next to nothing; nothing was published"
+            )
         worst = replace(
             worst,
             share=min(worst.share, agreement.share),
+            ties=max(worst.ties, agreement.ties),
             box_difference=max(worst.box_difference, agreement.box_difference),
             score_difference=max(worst.score_difference, agreement.score_difference),
         )

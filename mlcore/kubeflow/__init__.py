@@ -1,1 +1,1 @@
-"""Kubeflow: launch a job, deploy an InferenceService, try a TFJob on one machine."""
+"""Kubeflow: launch a job, deploy an exported version, try a TFJob on one machine. No TensorFlow here."""

@@ -1,7 +1,8 @@
-"""MNIST on a cluster with parameter servers: the same learner and batches, as closures on the workers.
+"""MNIST on a cluster: the same learner and batches, as closures on workers or in step with the others of a team.
 
 A closure is a few steps on the batches with the next numbers, so that the workers share each epoch's permutation as one
-machine would go through it. Checkpoints and curves are those of one machine; a run can go on in either.
+machine would go through it; a team cuts each of these batches. Checkpoints and curves are those of one machine; a run
+can go on in any of them.
 """
 
 import copy
@@ -17,11 +18,12 @@ from mlcore.cluster.config import Cluster
 from mlcore.cluster.coordinator import Coordinator
 from mlcore.cluster.evaluation import evaluate_continuously
 from mlcore.cluster.saving import trace_saving
+from mlcore.cluster.team import Team
 from mlcore.cluster.timeouts import Timeouts
 from mlcore.data.mnist import MnistData
 from mlcore.mnist.batches import Batches
 from mlcore.mnist.checkpoints import Checkpoints
-from mlcore.mnist.learner import Learner, evaluator
+from mlcore.mnist.learner import Learner, callable_run, evaluator, many_steps
 from mlcore.mnist.metrics import accuracy_of
 from mlcore.mnist.tensorflow import tf
 from mlcore.runtime.results import print_metrics
@@ -46,12 +48,7 @@ def steps_on_workers(
     def closure(imgs: Any, labels: Any, first: Any, count: Any) -> Any:
         local = copy.copy(batches)
         local._imgs, local._labels = imgs, labels
-        end = first + tf.cast(count, tf.int64)
-        return tf.while_loop(
-            lambda number, _: number < end,
-            lambda number, sums: (number + 1, sums + learner.train_step(*local.batch(number))),
-            (first, tf.zeros(3)),
-        )[1]
+        return many_steps(learner.train_step, local, first, first + tf.cast(count, tf.int64))
 
     train = tf.function(closure, autograph=False)
 
@@ -72,6 +69,24 @@ def steps_on_workers(
         return sums
 
     return run_steps
+
+
+def steps_in_team(team: Team, learner: Learner, batches: Batches) -> Callable[[int, int], npt.NDArray[np.float64]]:
+    """A function that makes training steps together with the others of a team, each on its share of every batch.
+
+    Returns:
+        run(first, steps): as of `learner.steps_in_graph`; all members must call it alike.
+    """
+    strategy = team.strategy
+
+    def step(imgs: Any, labels: Any) -> Any:  # a loop cannot be inside of `run`, which has to meet the others in it
+        return strategy.experimental_local_results(strategy.run(learner.train_step, args=(imgs, labels)))[0]
+
+    def run(first: Any, end: Any) -> Any:
+        sums = many_steps(step, batches, first, end)
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(tf.identity, args=(sums,)), axis=None)
+
+    return callable_run(run)
 
 
 class ClusterCheckpoints(Checkpoints):

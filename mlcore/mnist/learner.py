@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from mlcore.data.mnist import Examples
 from mlcore.mnist.batches import Batches
+from mlcore.mnist.messages import read_together, send_together
 from mlcore.mnist.network import Network, scaled
-from mlcore.mnist.optimizers import Optimizer, OptimizerName
+from mlcore.mnist.optimizers import Optimizer, OptimizerName, parts_of
 from mlcore.mnist.tensorflow import tf
 
 Schedule = Literal["cosine", "constant"]
@@ -35,6 +36,7 @@ class Learner(tf.Module):  # type: ignore[misc]
         schedule: cosine: the rate falls along half a cosine to 0 at `total_steps`; constant: it stays.
         total_steps: Steps of the whole training.
         parts: Parts into which a batch is cut, each of which can be worked on by a core of its own.
+        share: (index, count) of this process among those that train in step, each on its share of every batch.
     """
 
     def __init__(
@@ -46,16 +48,17 @@ class Learner(tf.Module):  # type: ignore[misc]
         schedule: Schedule = "constant",
         total_steps: int,
         parts: int = 1,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         super().__init__(name="learner")
         self.network = network
-        self.variables_trained = [*network.weights, *network.biases]
-        self.optimizer = Optimizer(optimizer, self.variables_trained)
+        self.optimizer = Optimizer(optimizer, network.parameters)
         self.step = tf.Variable(
             lambda: tf.constant(0, tf.int64), shape=[], dtype=tf.int64, trainable=False, name="step",
             aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
         )  # fmt: skip
-        self.learning_rate, self.schedule, self.total_steps, self.parts = learning_rate, schedule, total_steps, parts
+        self.learning_rate, self.schedule, self.total_steps = learning_rate, schedule, total_steps
+        self.parts, self.share = parts, share
 
     def checkpoint(self) -> Any:
         """The state as a tf.train.Checkpoint; the same on one machine and on a cluster."""
@@ -76,28 +79,38 @@ class Learner(tf.Module):  # type: ignore[misc]
             labels: int32 of shape (n,).
 
         Returns:
-            float32 of shape (3,): sum of the losses, number of right answers, n.
+            float32 of shape (3,): sum of the losses, number of right answers, n; of the own share.
         """
-        number = self.step.assign_add(1)
+        with tf.device(self.step.device):
+            number = self.step.assign_add(1)
+            step = tf.cast(number, tf.float32)
+            rate = self.rate(step)
+        parts = read_together(self.optimizer.parts)
         size = tf.shape(labels)[0]
-        cuts = [size * part // self.parts for part in range(self.parts + 1)]
+        index, count = self.share
+        cuts = [size * (index * self.parts + part) // (count * self.parts) for part in range(self.parts + 1)]
         sums, gradients = [], []
         for begin, end in itertools.pairwise(cuts):
-            part_sums, part_gradients = self._gradients(imgs_u8[begin:end], labels[begin:end], size, number)
+            part_sums, part_gradients = self._gradients(parts, imgs_u8[begin:end], labels[begin:end], size, number)
             sums.append(part_sums)
             gradients.append(part_gradients)
         total = [_sum_in_order(same) for same in zip(*gradients, strict=True)]
-        step = tf.cast(number, tf.float32)
-        self.optimizer.apply(total, step=step, learning_rate=self.rate(step))
+        self.optimizer.apply(send_together(total, self.optimizer.parts), step=step, learning_rate=rate)
         return _sum_in_order(sums)
 
-    def _gradients(self, imgs_u8: Any, labels: Any, size: Any, number: Any) -> tuple[Any, list[Any]]:
+    def _gradients(
+        self, parts: Sequence[Any], imgs_u8: Any, labels: Any, size: Any, number: Any
+    ) -> tuple[Any, list[Any]]:
         """Sums of a part of a batch, and its share of the gradient of the batch's mean loss."""
-        with tf.GradientTape() as tape:
-            logits = self.network.logits(scaled(imgs_u8), dropout_step=number)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(parts)
+            remaining = iter(parts)
+            shards = [[next(remaining) for _ in parts_of(variable)] for variable in self.network.parameters]
+            parameters = [each[0] if len(each) == 1 else tf.concat(each, axis=0) for each in shards]
+            logits = self.network.logits(scaled(imgs_u8), dropout_step=number, parameters=parameters)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
             loss = tf.reduce_sum(losses) / tf.cast(size, tf.float32)
-        gradients = tape.gradient(loss, self.optimizer.parts)
+        gradients = tape.gradient(loss, parts)
         right = tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels)
         count = tf.cast(tf.shape(labels)[0], tf.float32)
         return tf.stack([tf.reduce_sum(losses), tf.reduce_sum(tf.cast(right, tf.float32)), count]), gradients
@@ -119,15 +132,21 @@ def steps_in_graph(learner: Learner, batches: Batches) -> Callable[[int, int], n
     Returns:
         run(first, steps): trains on the batches first, first + 1, ...; gives the sum of what `train_step` gives.
     """
+    return callable_run(lambda first, end: many_steps(learner.train_step, batches, first, end))
 
-    def run(first: Any, end: Any) -> Any:
-        # The next batch depends on its number alone, so it is made ready while this step is still at work.
-        return tf.while_loop(
-            lambda number, _: number < end,
-            lambda number, sums: (number + 1, sums + learner.train_step(*batches.batch(number))),
-            (first, tf.zeros(3)),
-        )[1]
 
+def many_steps(step: Callable[[Any, Any], Any], batches: Batches, first: Any, end: Any) -> Any:
+    """The sum of what `step` gives for the batches from `first` to before `end`, in a graph."""
+    # The next batch depends on its number alone, so it is made ready while this step is still at work.
+    return tf.while_loop(
+        lambda number, _: number < end,
+        lambda number, sums: (number + 1, sums + step(*batches.batch(number))),
+        (first, tf.zeros(3)),
+    )[1]
+
+
+def callable_run(run: Callable[[Any, Any], Any]) -> Callable[[int, int], npt.NDArray[np.float64]]:
+    """A function of numbers from one of tensors: run(first, end) in a graph gives run_steps(first, steps)."""
     in_graph = tf.function(run, autograph=False)
 
     def run_steps(first: int, steps: int) -> npt.NDArray[np.float64]:

@@ -1,9 +1,9 @@
-"""The training loop on one machine: many steps a call, checkpoints, and an answer to SIGTERM within a call."""
+"""The training loop: many steps a call, checkpoints, and an answer to SIGTERM within a call."""
 
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from mlcore.mnist.tensorflow import tf
 from mlcore.runtime.errors import UsageError
 from mlcore.runtime.progress import Progress
 from mlcore.runtime.results import print_metrics
-from mlcore.runtime.signals import stop_flag
+from mlcore.runtime.signals import StopFlag, stop_flag
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,60 @@ class Plan:
         return min(*after, self.total)
 
 
+@dataclass(frozen=True)
+class Round:
+    """What happened since the last stop.
+
+    Attributes:
+        step: Steps made in all.
+        loss: Mean loss of the examples of these steps.
+        accuracy: Share of right answers among them.
+        rate: Steps a second since the beginning.
+    """
+
+    step: int
+    loss: float
+    accuracy: float
+    rate: float
+
+
+def rounds(
+    learner: Learner,
+    run: Callable[[int, int], npt.NDArray[np.float64]],
+    *,
+    first: int,
+    plan: Plan,
+    stop: StopFlag,
+    agree: Callable[[bool], bool] = bool,
+) -> Iterator[Round]:
+    """Train from step `first` to the end of the plan, or until a stop, and give the news at each point of the plan.
+
+    Args:
+        learner: What is trained; restored to `first`.
+        run: Makes steps, as `steps_in_graph` does.
+        first: Steps that were made before.
+        plan: When what happens.
+        stop: Ends it at the next point.
+        agree: Of several processes that train in step: whether any of them wishes to stop.
+
+    Raises:
+        UsageError: The loss is not a number any more.
+    """
+    step = first
+    with Progress("mnist-train", plan.total, "steps", initial=first) as progress:
+        while step < plan.total and not agree(stop.is_set()):
+            target = plan.next_stop(step)
+            loss_sum, right, count = run(step, target - step)
+            progress.update(target - step, note=f"loss {loss_sum / count:.4f}")
+            step = target
+            if not math.isfinite(loss_sum):
+                raise UsageError(
+                    f"--learning-rate={learner.learning_rate:g}: the loss is {loss_sum / count:g} after step {step}; "
+                    "expected a rate at which it falls"
+                )
+            yield Round(step, float(loss_sum / count), float(right / count), progress.rate)
+
+
 def fit(
     learner: Learner,
     run: Callable[[int, int], npt.NDArray[np.float64]],
@@ -65,6 +119,7 @@ def fit(
     checkpoints: Checkpoints,
     curves: Curves,
     batch_size: int,
+    agree: Callable[[bool], bool] = bool,
 ) -> None:
     """Train from step `first` to the end of the plan, and save the last state.
 
@@ -80,12 +135,13 @@ def fit(
         checkpoints: Where the state is saved.
         curves: Get a point each time.
         batch_size: Examples a step, for the progress.
+        agree: See `rounds`.
 
     Raises:
         UsageError: The loss is not a number any more, or the model directory cannot be written.
         Stopped: SIGTERM or Ctrl-C; the state was saved.
     """
-    step, saved, saved_at = first, first, time.monotonic()
+    step, saved, saved_at, rate = first, first, time.monotonic(), 0.0
 
     def save() -> None:
         nonlocal saved, saved_at
@@ -94,24 +150,11 @@ def fit(
             checkpoints.save()
         saved, saved_at = step, time.monotonic()
 
-    with stop_flag() as stop, Progress("mnist-train", plan.total, "steps", initial=first) as progress:
-        while step < plan.total:
-            if stop.is_set():
-                save()
-                log.info("stopped after step %d of %d; the state is saved", step, plan.total)
-                raise stop.error()
-            target = plan.next_stop(step)
-            loss_sum, right, count = run(step, target - step)
-            progress.update(target - step, note=f"loss {loss_sum / count:.4f}")
-            step = target
-            if not math.isfinite(loss_sum):
-                raise UsageError(
-                    f"--learning-rate={learner.learning_rate:g}: the loss is {loss_sum / count:g} after step {step}; "
-                    "expected a rate at which it falls"
-                )
-            rate = float(learner.rate(tf.constant(step, tf.float32)))
-            trained = Point("train", step, float(loss_sum / count), float(right / count))
-            curves.add(trained, rate)
+    with stop_flag() as stop:
+        for news in rounds(learner, run, first=first, plan=plan, stop=stop, agree=agree):
+            step, rate = news.step, news.rate
+            trained = Point("train", step, news.loss, news.accuracy)
+            curves.add(trained, float(learner.rate(tf.constant(step, tf.float32))))
             if plan.is_evaluation(step):
                 loss, confusion = evaluate()
                 valid = Point("validation", step, loss, accuracy_of(confusion))
@@ -127,5 +170,8 @@ def fit(
             if time.monotonic() - saved_at >= plan.checkpoint_interval_s:
                 save()
         save()
-        if step > first:
-            log.info("trained %d steps, %.0f examples/s", step - first, progress.rate * batch_size)
+        if step < plan.total:
+            log.info("stopped after step %d of %d; the state is saved", step, plan.total)
+            raise stop.error()
+    if step > first:
+        log.info("trained %d steps, %.0f examples/s", step - first, rate * batch_size)

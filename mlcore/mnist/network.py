@@ -36,16 +36,23 @@ class Network(tf.Module):  # type: ignore[misc]
             self.weights.append(_glorot_uniform(f"weights_{layer}", shape, seed=[seed, layer]))
             self.biases.append(_zeros(f"biases_{layer}", shape[1:]))
 
-    def logits(self, pixels: Any, *, dropout_step: Any = None) -> Any:
+    @property
+    def parameters(self) -> list[Any]:
+        """Its variables: the weights of each layer, then the biases."""
+        return [*self.weights, *self.biases]
+
+    def logits(self, pixels: Any, *, dropout_step: Any = None, parameters: Sequence[Any] | None = None) -> Any:
         """Logits of shape (n, classes) for pixels of shape (n, rows * columns) in 0..1.
 
         Args:
             pixels: float32.
             dropout_step: Number of the training step, from which the dropped units follow; None: nothing is dropped.
+            parameters: Values of its variables, where they were read before.
         """
         last = len(self.weights) - 1
+        parameters = self.parameters if parameters is None else parameters
         values = pixels
-        for layer, (weights, biases) in enumerate(zip(self.weights, self.biases, strict=True)):
+        for layer, (weights, biases) in enumerate(zip(parameters[: last + 1], parameters[last + 1 :], strict=True)):
             values = tf.nn.bias_add(tf.matmul(values, weights), biases)
             if layer < last:
                 values = tf.nn.relu(values)

@@ -40,22 +40,29 @@ class Optimizer(tf.Module):  # type: ignore[misc]
     def __init__(self, name: OptimizerName, variables: Sequence[Any]) -> None:
         super().__init__(name="optimizer")
         self.kind = name
-        self.parts = [part for variable in variables for part in parts_of(variable)]
+        parts = [part for variable in variables for part in parts_of(variable)]
+        # A function: a checkpoint would take a list for variables of its own, which shards are not.
+        self._parts: Callable[[], list[Any]] = lambda: parts
         self.slots = {
             slot: [_slot_like(variable, slot, first) for variable in variables] for slot, first in _SLOTS[name].items()
         }
+
+    @property
+    def parts(self) -> list[Any]:
+        """The variables that it trains, the shards of a sharded one each by itself."""
+        return self._parts()
 
     def apply(self, gradients: Sequence[Any], *, step: Any, learning_rate: Any) -> None:
         """Change the variables.
 
         Args:
-            gradients: One for each of `parts`.
+            gradients: One for each of `parts`; where processes train in step, the share of this one.
             step: Number of this step, from 1, as float32.
             learning_rate: float32 scalar.
         """
         replica = tf.distribute.get_replica_context()
         if replica is not None and replica.num_replicas_in_sync > 1:
-            gradients = replica.all_reduce(tf.distribute.ReduceOp.MEAN, list(gradients))
+            gradients = replica.all_reduce(tf.distribute.ReduceOp.SUM, list(gradients))
         update = _UPDATES[self.kind]
         slots = {name: [part for slot in slots for part in parts_of(slot)] for name, slots in self.slots.items()}
         for index, (part, gradient) in enumerate(zip(self.parts, gradients, strict=True)):

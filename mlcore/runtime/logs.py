@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 import time
-from typing import Literal
+from typing import Literal, TextIO
 
 LogFormat = Literal["text", "json"]
 
@@ -29,10 +29,14 @@ def _formatter(log_format: LogFormat) -> logging.Formatter:
     return formatter
 
 
-class _ProgressSafeHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes through tqdm where a bar is on the screen, so that a log line does not tear it."""
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is at that moment: a notebook or a test may put another stream in its place.
+
+    Through tqdm where a bar is on the screen, so that a log line does not tear it.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
         tqdm = sys.modules.get("tqdm")
         if tqdm is None:
             super().emit(record)
@@ -43,7 +47,7 @@ class _ProgressSafeHandler(logging.StreamHandler):  # type: ignore[type-arg]
 
 def configure(level: str = "INFO", log_format: LogFormat = "text") -> None:
     """Send the logs of this process to stderr; messages of libraries from WARNING on only."""
-    handler = _ProgressSafeHandler(sys.stderr)
+    handler = _StderrHandler()
     handler.setFormatter(_formatter(log_format))
     root = logging.getLogger()
     root.handlers[:] = [handler]

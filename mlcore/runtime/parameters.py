@@ -7,6 +7,7 @@ all made from the `Parameter` objects of `parameters_of`.
 import collections.abc
 import functools
 import inspect
+import json
 import math
 import types
 import typing
@@ -54,6 +55,11 @@ class Environment:
 
 
 @dataclass(frozen=True)
+class Positional:
+    """A parameter whose value may also stand alone on the command line, in the order of the signature."""
+
+
+@dataclass(frozen=True)
 class Parameter:
     """One parameter of a step.
 
@@ -67,6 +73,7 @@ class Parameter:
         help: Its text in the docstring.
         sections: Top-level keys of the YAML file that belong to it.
         more_env: Environment variables that it honours after its own.
+        positional: Whether its value may also stand alone on the command line.
     """
 
     name: str
@@ -78,11 +85,17 @@ class Parameter:
     help: str
     sections: tuple[str, ...] = ()
     more_env: tuple[str, ...] = ()
+    positional: bool = False
 
     @property
     def flag(self) -> str:
         """`--batch-size`."""
         return "--" + self.name.replace("_", "-")
+
+    @property
+    def word(self) -> str:
+        """`BATCH-SIZE`, what stands for a positional one in the usage line."""
+        return self.name.replace("_", "-").upper()
 
     @property
     def env(self) -> tuple[str, ...]:
@@ -163,6 +176,8 @@ class Parameter:
     def convert_all(self, values: Any, source: str) -> Any:
         """The parameter's value from one value, or from several where it takes several.
 
+        Several may also come as the text of a JSON list, as Pipelines passes them: `["a", "b"]`.
+
         Raises:
             UsageError: As `convert`.
         """
@@ -175,7 +190,18 @@ class Parameter:
             return self.convert(values, source)
         if isinstance(values, str | Path) or not isinstance(values, collections.abc.Iterable):
             values = (values,)
-        return tuple(self.convert(value, source) for value in values)
+        return tuple(self.convert(value, source) for text in values for value in _listed(text))
+
+
+def _listed(value: Any) -> list[Any]:
+    """The members of the text of a JSON list; any other value as the only one."""
+    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+        try:
+            members: list[Any] = json.loads(value)
+        except ValueError:  # such as the pattern [ab]*.[jp]
+            return [value]
+        return members
+    return [value]
 
 
 def _shown(value: Any) -> str:
@@ -193,11 +219,13 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mapping(value: Any) -> dict[str, Any]:
-    """`{"a": {"b": 3}}` from itself or from the text `a.b=3`, whose value is YAML."""
+    """`{"a": {"b": 3}}` from itself, from its JSON text, or from the text `a.b=3`, whose value is YAML."""
     if isinstance(value, Mapping):
         return dict(value)
     if not isinstance(value, str):
         raise TypeError
+    if value.startswith("{"):
+        return dict(json.loads(value))
     import yaml  # late: few runs need it
 
     path, equals, text = value.partition("=")
@@ -242,7 +270,7 @@ def _parameter(name: str, hint: Any, default: Any, text: str) -> Parameter:
     bounds: Range | None = None
     sections: tuple[str, ...] = ()
     more_env: tuple[str, ...] = ()
-    many = False
+    many = positional = False
     while True:
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)
         if origin is typing.Annotated:
@@ -254,6 +282,8 @@ def _parameter(name: str, hint: Any, default: Any, text: str) -> Parameter:
                     sections = extra.names
                 elif isinstance(extra, Environment):
                     more_env = extra.names
+                elif isinstance(extra, Positional):
+                    positional = True
         elif origin in (typing.Union, types.UnionType):
             (hint,) = (argument for argument in arguments if argument is not types.NoneType)
         elif origin is tuple and arguments[1:] == (...,):
@@ -267,7 +297,7 @@ def _parameter(name: str, hint: Any, default: Any, text: str) -> Parameter:
         hint = dict
     if hint not in (str, int, float, bool, Path, dict):
         raise TypeError(f"{name}: {hint} cannot be given on a command line")
-    return Parameter(name, hint, many, choices, bounds, default, text, sections, more_env)
+    return Parameter(name, hint, many, choices, bounds, default, text, sections, more_env, positional)
 
 
 def step(function: Callable[P, R]) -> Callable[P, R]:

@@ -58,7 +58,11 @@ def names_of(function: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def as_text(value: Any) -> str:
-    """A result as an orchestrator passes it on: plain text, JSON for what has parts."""
+    """A result as an orchestrator passes it on: plain text, JSON for what has parts, nothing for None."""
+    if value is None:
+        return ""
+    if isinstance(value, float) and math.isnan(value):
+        return "NaN"  # as readers of JSON know it
     if isinstance(value, float | int):
         return format_number(value)
     if isinstance(value, str | Path):

@@ -5,6 +5,8 @@
     <base>/<version>/assets.extra/label_map.pbtxt   of a detector
     <base>/<version>/_SUCCESS.json                  what it was made from
 
+    <base>/.retired/<version>/                      a version that is set aside; its number stays taken
+
 A version is a positive integer. A server polls the base and loads the highest number that it sees, so a version appears
 by one rename, whole. While it is written it has a name with a dot in front, which servers pass over.
 Nothing here imports TensorFlow.
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 SAVED_MODEL = "saved_model.pb"
 EXTRA = "assets.extra"
 MODEL_CARD = f"{EXTRA}/model.json"
+RETIRED = ".retired"
 LABEL_MAP = f"{EXTRA}/label_map.pbtxt"
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)
 
@@ -46,6 +49,11 @@ def list_versions(base: Path) -> dict[int, Path]:
         if (number := version_number(entry.name)) is not None and (entry / SAVED_MODEL).is_file()
     }
     return dict(sorted(found.items()))
+
+
+def retired_versions(base: Path) -> dict[int, Path]:
+    """Version -> directory of those that are set aside, the lowest first."""
+    return list_versions(base / RETIRED)
 
 
 def find_version(model: Path, flag: str = "--model") -> Path:
@@ -141,15 +149,18 @@ class VersionDirectory(OutputDirectory):
         Raises:
             DataError: The wanted version is there and has another content.
         """
-        for number, directory in reversed(list_versions(self.base).items()):
+        aside = retired_versions(self.base)
+        for number, directory in [*reversed(list_versions(self.base).items()), *reversed(aside.items())]:
             if self.wanted is not None and number != self.wanted:
                 continue
             record = read_success(directory)
             if record is not None and self._difference(record) is None:
                 self.path = directory
                 log.info("%s is up to date", directory)
+                if number in aside:
+                    log.warning("it is set aside: mlcore versions %s promote --version=%d", self.base, number)
                 return record
-        if self.wanted is not None and (self.base / str(self.wanted)).exists():
+        if self.wanted is not None and (self.wanted in aside or (self.base / str(self.wanted)).exists()):
             raise self._is_taken(self.wanted)
         return None
 
@@ -168,7 +179,8 @@ class VersionDirectory(OutputDirectory):
         while True:
             target = self.base / str(number)
             try:
-                if target.exists():  # rename would replace an empty directory
+                # Rename would replace an empty directory; a version that is set aside keeps its number.
+                if target.exists() or (self.base / RETIRED / str(number)).exists():
                     raise FileExistsError(errno.EEXIST, "exists", str(target))
                 staging.rename(target)
                 break
@@ -183,6 +195,12 @@ class VersionDirectory(OutputDirectory):
 
 
 def next_version(base: Path) -> int:
-    """One more than the highest number that any entry of a base directory has, a SavedModel or not."""
+    """One more than the highest number that any entry of a base directory has or had, a SavedModel or not.
+
+    Those that are set aside count, as do those that were removed: a number means one model for ever.
+    """
     taken = [version_number(entry.name) or 0 for entry in base.iterdir()] if base.is_dir() else []
+    aside = base / RETIRED
+    if aside.is_dir():  # `.highest-7` in it keeps the highest number that there was when a version was removed
+        taken += [version_number(entry.name.rpartition("-")[2]) or 0 for entry in aside.iterdir()]
     return max(taken, default=0) + 1

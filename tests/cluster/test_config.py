@@ -1,6 +1,5 @@
 """TF_CONFIG and ranks -> Cluster."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -89,20 +88,6 @@ def test_roles_decide_on_the_strategy():
         choose_strategy(None, "multi_worker_mirrored")
 
 
-@pytest.mark.parametrize(
-    ("module", "function", "arguments"),
-    [
-        ("mlcore.detection.train", "train", {"data_dir": "data", "model_dir": "model"}),
-        ("mlcore.mnist.train", "mnist_train", {"data_dir": "data", "model_dir": "model"}),
-    ],
-    ids=["train", "mnist-train"],
-)
-def test_workers_without_ps_are_refused_instead_of_idling(monkeypatch, module, function, arguments):
-    monkeypatch.setenv("TF_CONFIG", config({"worker": ["a:1", "b:1"]}))
-    with pytest.raises(UsageError, match="the cluster has 2 worker and no ps"):
-        getattr(importlib.import_module(module), function)(**arguments)
-
-
 def test_first_worker_leads_where_parameter_servers_have_no_chief():
     roles = {"worker": ["a:1", "b:1", "c:1"], "ps": ["p:1"]}
     first, third = (parse_tf_config(config(roles, "worker", index)) for index in (0, 2))
@@ -132,6 +117,7 @@ WRONG = {
     "a URL": (config({"worker": ["grpc://a:1"]}), "expected host:port"),
     "address not text": (config({"worker": [5]}), "expected host:port"),
     "addresses not a list": (config({"worker": "a:1"}), "expected a list of host:port"),
+    "dynamic worker without ps": (config({"worker": {"1": "a:1"}}, "worker", 1), "enableDynamicWorker: false"),
     "sparse index": (config({"worker": {"x": "a:1"}}), "index x"),
     "cluster is a list": (config(["a:1"]), "cluster must be an object"),
     "environment is a number": (config({"worker": ["a:1"]}, environment=5), "environment must be text"),

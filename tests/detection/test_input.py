@@ -74,15 +74,55 @@ def test_pipelines_read_different_records(task: Any, shards: list[Path], count: 
     assert not seen[0] & seen[1]
 
 
-@pytest.mark.slow
-def test_the_same_seed_gives_the_same_pictures(task: Any, shards: list[Path], count: int) -> None:
+def sums(task: Any, shards: list[Path], batches: int, *, threads: int = 4, **options: Any) -> list[float]:
+    """A number for each batch that is another one for other pictures."""
     import tensorflow as tf
 
     from mlcore.detection.input import train_dataset
 
-    sums = []
-    for _ in range(2):
-        tf.random.set_seed(1)
-        dataset = train_dataset(task, shards, records=count, batch_size=2, seed=5)
-        sums.append([float(tf.reduce_sum(images)) for images, _ in itertools.islice(dataset, 6)])
-    assert sums[0] == sums[1]
+    dataset = train_dataset(task, shards, **{"batch_size": 2, "seed": 5, **options})
+    limits = tf.data.Options()
+    limits.threading.private_threadpool_size = threads
+    return [float(tf.reduce_sum(images**2)) for images, _ in itertools.islice(dataset.with_options(limits), batches)]
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_pictures_whatever_the_number_of_threads(
+    task: Any, shards: list[Path], count: int
+) -> None:
+    one = sums(task, shards, 16, threads=1, records=count)
+    assert sums(task, shards, 16, threads=4, records=count) == one
+    assert len(set(one)) == 16  # each epoch augments in its own way
+    assert sums(task, shards, 16, records=count, seed=6) != one
+
+
+@pytest.mark.slow
+def test_a_resumed_run_goes_on_with_the_pictures_that_were_next(task: Any, shards: list[Path], count: int) -> None:
+    whole = sums(task, shards, 12, records=count)
+    assert sums(task, shards, 7, records=count, examples_done=10) == whole[5:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        pytest.param({"aug_type": {"type": "autoaug", "autoaug": {"augmentation_name": "test"}}}, id="autoaugment"),
+        pytest.param({"aug_rand_jpeg": {"min_quality": 20, "max_quality": 90, "prob_to_apply": 0.5}}, id="jpeg noise"),
+    ],
+)
+def test_policies_of_augmentation_give_the_same_pictures_for_a_seed(
+    records_dir: Path, shards: list[Path], count: int, augmentation: dict[str, Any]
+) -> None:
+    from mlcore.detection.experiment import build_task
+    from mlcore.detection.run import seed_everything
+    from mlcore.detection.settings import Settings, configure
+    from mlcore.detection.tensorflow import import_tensorflow
+
+    overrides = {"task": {"train_data": {"parser": augmentation}}}
+    task = build_task(configure(Settings(image_size="64x96", overrides=overrides), RecordSet.open(records_dir)))
+    found = []
+    for threads in (1, 4):
+        seed_everything(import_tensorflow(), 3, deterministic=False)
+        found.append(sums(task, shards, 6, threads=threads, records=count))
+    assert found[0] == found[1]
+    assert len(set(found[0])) == 6

@@ -1,7 +1,6 @@
 """Predict, with a small real SavedModel: it finds the extent of each pure colour, so that the truth is known."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,81 +12,14 @@ from PIL import Image
 
 from mlcore.detection.predict import PredictResult, predict
 from mlcore.runtime.errors import DataError, UsageError
-
-RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-
-
-def save_model(
-    directory: Path,
-    *,
-    batch: int | None = None,
-    encoded: bool = True,
-    masks: bool = False,
-    output: str = "num_detections",
-) -> Path:
-    """A SavedModel with the outputs of an exported detector: classes 1, 2, 3 are red, green and blue."""
-    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
-    import tensorflow as tf
-
-    def detect(images: Any) -> dict[str, Any]:
-        values = tf.cast(images, tf.float32)
-        height, width = (tf.cast(tf.shape(images)[axis], tf.float32) for axis in (1, 2))
-        others = tf.reduce_sum(values, axis=-1, keepdims=True) - values
-        pure = tf.transpose((values > 180) & (others < 90), [0, 3, 1, 2])  # batch, class, row, column
-        rows, columns = tf.cast(tf.reduce_any(pure, 3), tf.int32), tf.cast(tf.reduce_any(pure, 2), tf.int32)
-
-        def extent(line: Any, length: Any) -> tuple[Any, Any]:
-            first = tf.cast(tf.argmax(line, axis=2), tf.float32)
-            last = length - tf.cast(tf.argmax(tf.reverse(line, [2]), axis=2), tf.float32)
-            return first / length, last / length
-
-        (ymin, ymax), (xmin, xmax) = extent(rows, height), extent(columns, width)
-        here = tf.cast(tf.reduce_any(pure, [2, 3]), tf.float32)
-        scores = here * tf.constant([0.9, 0.6, 0.3])
-        order = tf.argsort(scores, axis=1, direction="DESCENDING", stable=True)
-        boxes = tf.stack([ymin, xmin, ymax, xmax], axis=2)
-        found = {
-            "detection_boxes": tf.gather(boxes, order, batch_dims=1),
-            "detection_scores": tf.gather(scores, order, batch_dims=1),
-            "detection_classes": tf.cast(order + 1, tf.float32),
-            output: tf.reduce_sum(here, axis=1),
-        }
-        if masks:
-            found["detection_masks"] = tf.ones_like(scores)[:, :, None, None] * tf.ones([1, 1, 28, 28])
-        return found
-
-    def detect_encoded(pictures: Any) -> dict[str, Any]:
-        def one(content: Any) -> dict[str, Any]:
-            image = tf.io.decode_image(content, channels=3, expand_animations=False)
-            return {name: values[0] for name, values in detect(image[None]).items()}
-
-        kinds = dict.fromkeys(detect(tf.zeros([1, 8, 8, 3], tf.uint8)), tf.float32)
-        return tf.map_fn(one, pictures, fn_output_signature=kinds)
-
-    module = tf.Module()
-    module.detect = tf.function(detect, input_signature=[tf.TensorSpec([batch, None, None, 3], tf.uint8, "inputs")])
-    module.detect_encoded = tf.function(detect_encoded, input_signature=[tf.TensorSpec([None], tf.string, "inputs")])
-    signatures = {"serving_default": module.detect} | ({"image_bytes": module.detect_encoded} if encoded else {})
-    tf.saved_model.save(module, str(directory), signatures=signatures)
-    extra = directory / "assets.extra"
-    extra.mkdir()
-    items = [f"item {{ id: {number} name: '{name}' }}\n" for number, name in enumerate(("red", "green", "blue"), 1)]
-    (extra / "label_map.pbtxt").write_text("".join(items))
-    return directory
+from tests.serving.models import BLUE, GREEN, RED
+from tests.serving.models import coloured as picture
+from tests.serving.models import save_detector as save_model
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("export") / "1")
-
-
-def picture(
-    *boxes: tuple[tuple[int, int, int, int], tuple[int, int, int]], size: tuple[int, int] = (64, 48)
-) -> Image.Image:
-    image = Image.new("RGB", size, (120, 120, 120))
-    for box, colour in boxes:
-        image.paste(colour, box)
-    return image
 
 
 def save(path: Path, image: Image.Image, **options: Any) -> Path:

@@ -51,7 +51,7 @@ def owners(images, volume: str) -> set[str]:
 
 def test_detection_from_an_archive_to_predictions(results, images, volume, shared_data, container):
     found = results("detection.sh", str(shared_data), "bccd.tar.gz", "BCCD/JPEGImages/BloodImage_0000*.jpg",
-                    STEPS="150", IMAGE_SIZE="192x256")  # fmt: skip
+                    TRAIN_STEPS="150", IMAGE_SIZE="192x256")  # fmt: skip
     assert int(found["images"]) >= 9  # of predict, the last step
     assert float(found["ap50"]) > 0.1
     assert owners(images, volume) == {"10001"}

@@ -18,7 +18,7 @@ def learner_of(**settings):
 
 
 def weights(learner):
-    return [variable.numpy() for variable in learner.variables_trained]
+    return [variable.numpy() for variable in learner.network.parameters]
 
 
 def test_epoch_has_every_example_once_and_each_epoch_another_order(examples):

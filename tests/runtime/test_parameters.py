@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcore.runtime.errors import UsageError
-from mlcore.runtime.parameters import Environment, Range, merge, parameters_of, step
+from mlcore.runtime.parameters import Environment, Positional, Range, merge, parameters_of, step
 
 
 @dataclass(frozen=True)
@@ -148,3 +148,33 @@ def test_merge_keeps_every_leaf_of_the_stronger(base, over):
     merged = merge(base, over)
     assert merge(merged, over) == merged
     assert set(merged) == set(base) | set(over)
+
+
+def test_several_values_may_come_as_the_text_of_a_json_list():
+    url = by_name("url")
+    assert url.convert_all('["a", "b c"]', "--url") == ("a", "b c")
+    assert url.convert_all(['["a"]', "d"], "--url") == ("a", "d")
+    assert url.convert_all("[]", "--url") == ()
+    assert url.convert_all("[ab]*.[jp]", "--url") == ("[ab]*.[jp]",)  # no JSON: a pattern of file names
+
+
+def test_a_mapping_may_come_as_json_text():
+    overrides = by_name("overrides")
+    assert overrides.convert_all('{"task": {"x": 3}}', "--overrides") == {"task": {"x": 3}}
+    with pytest.raises(UsageError, match="--overrides"):
+        overrides.convert_all('{"task": ', "--overrides")
+
+
+def test_a_positional_parameter_keeps_its_flag_and_its_variable():
+    @step
+    def placed(*, folder: Annotated[Path, Positional()], count: int = 1) -> None:
+        """Do it.
+
+        Args:
+            folder: Folder.
+            count: Count.
+        """
+
+    folder, count = parameters_of(placed)
+    assert folder.positional and not count.positional
+    assert (folder.flag, folder.env, folder.word) == ("--folder", ("MLCORE_FOLDER",), "FOLDER")

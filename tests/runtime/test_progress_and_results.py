@@ -58,3 +58,8 @@ def test_amounts_and_durations():
     assert [format_amount(n, "B") for n in (999, 1500, 2_500_000_000)] == ["999 B", "1.5 kB", "2.5 GB"]
     assert format_amount(1234, "images") == "1,234 images"
     assert [format_duration(s) for s in (42, 185, 7620)] == ["42 s", "3 min 05 s", "2 h 07 min"]
+
+
+def test_results_that_are_absent_or_no_number_as_orchestrators_read_them():
+    assert as_text(None) == ""
+    assert as_text(float("nan")) == "NaN"

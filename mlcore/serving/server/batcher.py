@@ -1,0 +1,272 @@
+"""Requests put together: one call of the model for many of them, from a queue that is bounded. No TensorFlow.
+
+Requests wait in lanes; those of a lane fit together: same version, signature, types and shapes, so that pictures of
+different sizes never mix. A batch goes to a worker thread as soon as one is free (or `max_delay_s` after its first
+request came), so a lone request does not wait and a busy server fills its batches.
+
+Everything but the call itself happens in the event loop's thread.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mlcore.serving.server.errors import Code, RequestError
+from mlcore.serving.server.signature import Array, Arrays
+
+_SETTLED = 16
+
+Run = Callable[[Arrays], dict[str, Array]]
+
+
+@dataclass(slots=True)
+class _Job:
+    """A request in the queue."""
+
+    inputs: Arrays
+    examples: int
+    result: "asyncio.Future[dict[str, Array]]"
+
+
+@dataclass(slots=True)
+class _Lane:
+    """Requests that fit together, the oldest first."""
+
+    run: Run
+    joinable: bool
+    short: bool
+    observe: Callable[[int], None]
+    jobs: deque[_Job] = field(default_factory=deque)
+    examples: int = 0
+    due: float = 0.0
+
+
+class Batcher:
+    """Joins requests into batches and runs them in worker threads.
+
+    Args:
+        max_batch_size: Most examples of a batch; a request that has more goes alone, in parts of that size.
+        max_delay_s: How long the first request of a batch that is not full waits for others, though a worker is free.
+        max_queue: Most examples that wait; requests beyond are refused.
+        workers: Batches that run at once.
+        is_bad_input: Whether an exception is the fault of the inputs.
+        message_of: What to tell the client of such an exception.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_batch_size: int,
+        max_delay_s: float,
+        max_queue: int,
+        workers: int,
+        is_bad_input: Callable[[BaseException], bool],
+        message_of: Callable[[BaseException], str],
+    ) -> None:
+        self.max_batch_size = max_batch_size
+        self.max_delay_s = max_delay_s
+        self.max_queue = max_queue
+        self.waiting = 0
+        self._is_bad_input = is_bad_input
+        self._message_of = message_of
+        self._lanes: OrderedDict[Hashable, _Lane] = OrderedDict()
+        self._free = workers
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="batch")
+        self._timer: asyncio.TimerHandle | None = None
+        self._scheduled = False
+        self._expected = 1  # requests that will probably come together
+        self._settled = 0  # batches for which that number stays
+
+    async def call(
+        self,
+        key: Hashable,
+        run: Run,
+        inputs: Arrays,
+        examples: int,
+        *,
+        joinable: bool,
+        short: bool = False,
+        observe: Callable[[int], None] = lambda size: None,
+    ) -> dict[str, Array]:
+        """The model's answer to a request.
+
+        Args:
+            key: What requests must have in common to go together, beside types and shapes of their inputs.
+            run: Calls the model.
+            inputs: The request's tensors, checked.
+            examples: How many examples are in it.
+            joinable: Whether it may go together with others.
+            short: Whether a batch takes so little time that the event loop's own thread may run it.
+            observe: Told the number of examples of each batch.
+
+        Raises:
+            RequestError: The queue is full, or the model refused the inputs.
+        """
+        weight = max(examples, 1)
+        if self.waiting + weight > self.max_queue:
+            raise RequestError(
+                f"the queue is full: {self.waiting} of {self.max_queue} examples wait; try again later",
+                Code.RESOURCE_EXHAUSTED,
+            )
+        loop = asyncio.get_running_loop()
+        job = _Job(inputs, examples, loop.create_future())
+        if joinable and examples:
+            shapes = tuple((name, value.dtype.char, value.shape[1:]) for name, value in inputs.items())
+            lane_key: Hashable = (key, shapes)
+        else:
+            lane_key = job.result  # a lane of its own
+        lane = self._lanes.get(lane_key)
+        if lane is None:
+            lane = self._lanes[lane_key] = _Lane(run, joinable and bool(examples), short, observe)
+            lane.due = time.monotonic() + (self.max_delay_s if lane.joinable else 0.0)
+        lane.jobs.append(job)
+        lane.examples += weight
+        self.waiting += weight
+        if not self._scheduled:  # after the other requests that came in the same turn of the loop
+            self._scheduled = True
+            loop.call_soon(self._dispatch)
+        return await job.result
+
+    def _dispatch(self) -> None:
+        """Give batches that are due to free workers."""
+        self._scheduled = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._free and self._lanes:
+            now = time.monotonic()
+            ready = [
+                (lane.due, key)
+                for key, lane in self._lanes.items()
+                if lane.due <= now or lane.examples >= self.max_batch_size or len(lane.jobs) >= self._expected
+            ]
+            if not ready:
+                due = min(lane.due for lane in self._lanes.values())
+                self._timer = asyncio.get_running_loop().call_later(due - now, self._dispatch)
+                return
+            self._start(min(ready, key=lambda entry: entry[0])[1])
+
+    def _start(self, key: Hashable) -> None:
+        lane = self._lanes[key]
+        jobs: list[_Job] = []
+        examples = 0
+        while lane.jobs and (not jobs or examples + lane.jobs[0].examples <= self.max_batch_size):
+            job = lane.jobs.popleft()
+            weight = max(job.examples, 1)
+            lane.examples -= weight
+            self.waiting -= weight
+            if job.result.done():  # its client is gone, or its time is up
+                continue
+            jobs.append(job)
+            examples += job.examples
+        if lane.jobs:
+            self._lanes.move_to_end(key)
+            lane.due = time.monotonic()  # what is left waited already
+        else:
+            del self._lanes[key]
+        if not jobs:
+            return
+        if lane.joinable:
+            self._learn(len(jobs), full=examples >= self.max_batch_size)
+        lane.observe(examples)
+        if lane.short and examples <= self.max_batch_size:
+            self._give(jobs, self._safe_answers(lane, jobs))
+            return
+        self._free -= 1
+        loop = asyncio.get_running_loop()
+        self._threads.submit(self._work, loop, lane, jobs)
+
+    def _learn(self, came: int, full: bool) -> None:
+        """Set how many requests the next batch waits for, from how many came for this one.
+
+        A lone client has no two requests at once, so it never waits. Where two came together, twice as many are tried,
+        and so on until the delay is over before they came; then their number stays for a while.
+        """
+        if came < self._expected and not full:
+            self._expected, self._settled = came, _SETTLED
+        elif self._settled:
+            self._settled -= 1
+        elif came > 1:
+            self._expected = min(2 * came, self.max_batch_size)
+
+    def _work(self, loop: asyncio.AbstractEventLoop, lane: _Lane, jobs: list[_Job]) -> None:
+        """In a worker thread: call the model, hand the answers back."""
+        answers = self._safe_answers(lane, jobs)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(self._finish, jobs, answers)
+
+    def _finish(self, jobs: Sequence[_Job], answers: Sequence[Any]) -> None:
+        self._free += 1
+        self._give(jobs, answers)
+        self._dispatch()
+
+    def _give(self, jobs: Sequence[_Job], answers: Sequence[Any]) -> None:
+        for job, answer in zip(jobs, answers, strict=True):
+            if job.result.done():
+                continue
+            if isinstance(answer, BaseException):
+                job.result.set_exception(answer)
+            else:
+                job.result.set_result(answer)
+
+    def _safe_answers(self, lane: _Lane, jobs: Sequence[_Job]) -> list[Any]:
+        try:
+            return self._answers(lane, jobs)
+        except BaseException as error:  # a bug in here must not leave requests without an answer
+            return [error] * len(jobs)
+
+    def _answers(self, lane: _Lane, jobs: Sequence[_Job]) -> list[Any]:
+        """An answer or an error for each request; one that the model refuses does not spoil the others."""
+        try:
+            if len(jobs) == 1:
+                return [self._alone(lane, jobs[0])]
+            inputs = {name: np.concatenate([job.inputs[name] for job in jobs]) for name in jobs[0].inputs}
+            total = sum(job.examples for job in jobs)
+            outputs = lane.run(inputs)
+            if all(value.ndim and len(value) == total for value in outputs.values()):
+                return _apart(outputs, [job.examples for job in jobs])
+        except Exception as error:
+            if len(jobs) == 1:
+                return [self._refusal(error)]
+            if not self._is_bad_input(error):
+                return [error] * len(jobs)
+        middle = len(jobs) // 2  # halves find a bad one in few calls
+        return [*self._answers(lane, jobs[:middle]), *self._answers(lane, jobs[middle:])]
+
+    def _alone(self, lane: _Lane, job: _Job) -> dict[str, Array]:
+        if not lane.joinable or job.examples <= self.max_batch_size:
+            return lane.run(job.inputs)
+        parts = [
+            lane.run({name: value[start : start + self.max_batch_size] for name, value in job.inputs.items()})
+            for start in range(0, job.examples, self.max_batch_size)
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _refusal(self, error: Exception) -> Exception:
+        return RequestError(self._message_of(error)) if self._is_bad_input(error) else error
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        return not self.waiting and self._free == self._threads._max_workers
+
+    def close(self) -> None:
+        """End the worker threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _apart(outputs: Arrays, sizes: Sequence[int]) -> list[dict[str, Array]]:
+    """The outputs of a batch, taken apart into those of its requests."""
+    answers = []
+    start = 0
+    for size in sizes:
+        answers.append({name: value[start : start + size] for name, value in outputs.items()})
+        start += size
+    return answers
