@@ -28,13 +28,17 @@ JOB = {
 }  # fmt: skip
 
 
+def rendered(base: Path):
+    """Kind -> document of a kustomization."""
+    kubectl = Path(sysconfig.get_path("scripts")) / "kubectl"
+    text = subprocess.run([kubectl, "kustomize", base], capture_output=True, text=True, check=True).stdout
+    return {document["kind"]: document for document in yaml.safe_load_all(text)}
+
+
 @pytest.fixture(scope="module")
 def role(project: Path):
     """The rules of the rendered Role."""
-    kubectl = Path(sysconfig.get_path("scripts")) / "kubectl"
-    rendered = subprocess.run([kubectl, "kustomize", project / "manifests" / "base" / "launcher-rbac"],
-                              capture_output=True, text=True, check=True).stdout  # fmt: skip
-    found = {document["kind"]: document for document in yaml.safe_load_all(rendered)}
+    found = rendered(project / "manifests" / "base" / "launcher-rbac")
     assert found["RoleBinding"]["subjects"][0]["name"] == found["ServiceAccount"]["metadata"]["name"]
     assert found["RoleBinding"]["roleRef"]["name"] == found["Role"]["metadata"]["name"]
     return found["Role"]["rules"]
@@ -81,3 +85,15 @@ def test_a_verb_less_and_the_message_names_it(api, kubeconfig, role, missing):
     for work in (lambda: launch(TFJOB), lambda: deploy(1)):
         with pytest.raises(Forbidden, match=f'verbs: ."{missing}".'):
             work()
+
+
+def test_access_of_the_overlays_allows_as_much(project, role):
+    wider = rendered(project / "manifests" / "base" / "access")["Role"]["rules"]
+    for rule in role:
+        for resource in rule["resources"]:
+            assert any(
+                set(rule["apiGroups"]) <= set(each["apiGroups"])
+                and resource in each["resources"]
+                and set(rule["verbs"]) <= set(each["verbs"])
+                for each in wider
+            ), f"manifests/base/access lacks {resource}"
