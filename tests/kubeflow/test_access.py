@@ -85,15 +85,3 @@ def test_a_verb_less_and_the_message_names_it(api, kubeconfig, role, missing):
     for work in (lambda: launch(TFJOB), lambda: deploy(1)):
         with pytest.raises(Forbidden, match=f'verbs: ."{missing}".'):
             work()
-
-
-def test_access_of_the_overlays_allows_as_much(project, role):
-    wider = rendered(project / "manifests" / "base" / "access")["Role"]["rules"]
-    for rule in role:
-        for resource in rule["resources"]:
-            assert any(
-                set(rule["apiGroups"]) <= set(each["apiGroups"])
-                and resource in each["resources"]
-                and set(rule["verbs"]) <= set(each["verbs"])
-                for each in wider
-            ), f"manifests/base/access lacks {resource}"
