@@ -173,12 +173,19 @@ class Deployment:
             raise
 
     def _work(self) -> DeployResult:
-        from mlcore.kubeflow.answers import Conflict
         from mlcore.kubeflow.cluster import connect
+
+        self._cluster = connect(context=self._context, timing=self._timing)
+        try:
+            return self._deploy()
+        finally:
+            self._cluster.close()
+
+    def _deploy(self) -> DeployResult:
+        from mlcore.kubeflow.answers import Conflict
         from mlcore.kubeflow.inference_service import RESOURCE, Rollout, manifest, revision
 
         started = time.monotonic()
-        self._cluster = connect(context=self._context, timing=self._timing)
         self._namespace = self._asked_namespace or self._cluster.namespace
         before = self._cluster.get(RESOURCE, self._namespace, self._name)
         wanted = manifest(self._name, self._namespace, self._predictor(before))

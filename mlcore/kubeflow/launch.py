@@ -196,6 +196,9 @@ class Launch:
         except MlcoreError as error:
             self._write_outcome(outcome, error)
             raise
+        finally:
+            if self._cluster is not None:
+                self._cluster.close()
         self._write_outcome(outcome, None)
         return LaunchResult(
             name=self._job["metadata"]["name"], state=outcome.verdict.state, seconds=outcome.seconds,
