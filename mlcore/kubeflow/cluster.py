@@ -122,7 +122,7 @@ class Cluster:
         self._closed = threading.Event()
 
     def close(self) -> None:
-        """Ask for nothing more, and repeat nothing; what was sent is not called back, watches end with the next event."""
+        """Ask for nothing more, and repeat nothing; watches end with their next event."""
         self._closed.set()
 
     @property
