@@ -129,6 +129,7 @@ def test_again_is_up_to_date_and_has_the_metrics_still(api, tfjobs, logs):
     assert sum(request[0] == "create" for request in api.requests) == 1
 
 
+@pytest.mark.slow
 def test_running_job_of_the_same_manifest_is_followed(api, tfjobs, logs):
     with tfjobs(chief_0=[Run(["a=1", "a=2"], pause_s=0.3)]):
         with pytest.raises(TransientError, match=r"not done after 0\.2 s"):
@@ -215,6 +216,7 @@ def test_failure_is_known_though_the_operator_deletes_all_pods(tfjobs):
         run(made)
 
 
+@pytest.mark.slow
 def test_deadline_names_the_condition_and_what_waits_and_leaves_the_job(api, tfjobs):
     with tfjobs(worker_1=[Run(waits="ImagePullBackOff")]), pytest.raises(TransientError) as raised:
         run(job(), timeout_s=0.8)
@@ -433,6 +435,7 @@ def test_output_directory_that_is_a_file(kubeconfig, tmp_path):
         launch(manifest=JOB, output_dir=tmp_path / "file")
 
 
+@pytest.mark.slow
 def test_nothing_watches_on_once_the_step_has_ended(api, tfjobs):
     with tfjobs(chief_0=[Run(["a=1"])]):
         launch(manifest=TFJOB, set=("name=digits", "epochs=1", "workers=1"))
