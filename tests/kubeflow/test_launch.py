@@ -329,9 +329,9 @@ def test_history_that_the_server_has_forgotten_is_listed_again(api, tfjobs, logs
         api.store.forgotten = api.store.version + 1
         api.faults.append(Fault("watch", "", drop="before", times=2))
 
-    with tfjobs(chief_0=[Run([f"a={n}" for n in range(15)], pause_s=0.1)]):
+    with tfjobs(chief_0=[Run([f"a={n}" for n in range(30)], pause_s=0.1)]):
         threading.Timer(0.5, forget).start()
-        assert run(job()).metrics == {"a": 14}
+        assert run(job()).metrics == {"a": 29}
     assert "listing again" in logs.text
 
 
