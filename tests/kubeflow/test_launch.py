@@ -303,7 +303,7 @@ def test_trainjob_and_experiment_end_by_their_own_conditions(api, kubeconfig):
         [Fault("get", "tfjobs", status=429, headers={"Retry-After": "1"}, reason="TooManyRequests")],
         [Fault("", "", status=503, reason="", times=4)],
         [Fault("watch", "tfjobs", gone_event=True, times=2), Fault("watch", "pods", status=410, reason="Expired")],
-        [Fault("watch", "", cut_after=1, times=3)],
+        [Fault("watch", "", cut_after=0, times=3)],
         [Fault("watch", "", drop="before", times=4)],
         [Fault("list", "", wait_s=0.5, times=2)],
         [Fault("", "pods/log", cut_after=3), Fault("", "pods/log", cut_after=6), Fault("", "pods/log", status=502)],
@@ -314,6 +314,7 @@ def test_trainjob_and_experiment_end_by_their_own_conditions(api, kubeconfig):
 )  # fmt: skip
 def test_faults_of_server_and_network_are_survived_and_no_line_is_lost_or_doubled(api, tfjobs, logs, faults):
     api.faults += faults
+    api.bookmark_s = 0.05  # so that every watch has something that can be cut
     lines = [f"line {number}" for number in range(40)]
     lines[7:7] = ["same", "same"]
     with tfjobs(chief_0=[Run([*lines, "a=1"], pause_s=0.01)]):
