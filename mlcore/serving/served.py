@@ -10,7 +10,6 @@ else:
 import io
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -31,6 +30,7 @@ from mlcore.serving.clients.client import (
     bytes_array,
 )
 from mlcore.serving.latency import Latencies
+from mlcore.serving.request_pool import RequestPool
 
 Task = Literal["detection", "classification"]
 T = TypeVar("T")
@@ -136,7 +136,7 @@ class _Calls:
         self.client = client
         self.target = target
         self.latencies = Latencies()
-        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="request")
+        self._pool = RequestPool(concurrency)
 
     def __enter__(self) -> Self:
         return self
@@ -144,7 +144,7 @@ class _Calls:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.close()
 
     def call(self, array: Array) -> dict[str, Array]:
         """One request, timed."""
@@ -155,13 +155,7 @@ class _Calls:
 
     def each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """The function over all items, in their order, several at a time; the first error ends it."""
-        futures = [self._pool.submit(function, item) for item in items]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
+        return self._pool.each(function, items)
 
 
 class ServedDetector(_Calls):
