@@ -38,10 +38,12 @@ class RequestPool:
                 future.cancel()
             raise
 
-    def close(self) -> None:
-        """Let the threads end; those that wait for an answer are not waited for."""
+    def close(self, *, wait: bool) -> None:
+        """Let the threads end; if `wait`, after the answers that they wait for."""
         for _ in self._threads:
             self._work.put(None)
+        for thread in self._threads if wait else ():
+            thread.join()
 
     def _run(self) -> None:
         while (task := self._work.get()) is not None:

@@ -144,7 +144,7 @@ class _Calls:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.close()
+        self._pool.close(wait=kind is None or issubclass(kind, Exception))  # else the step was asked to stop
 
     def call(self, array: Array) -> dict[str, Array]:
         """One request, timed."""

@@ -217,6 +217,7 @@ sys.exit(10 * code + code2)
     shutil.rmtree(tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "protocol"), [("predict", "v1"), ("predict", "tfs-grpc"), ("verify", "tfs-grpc")])
 def test_sigterm_ends_it_while_a_server_does_not_answer(tf_serving, block_data, pictures, tmp_path, step, protocol):
     """A server that is known to be there and then is silent: requests hang, the step must not."""
