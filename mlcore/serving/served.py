@@ -37,6 +37,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 BOXES, SCORES, CLASSES, COUNT = "detection_boxes", "detection_scores", "detection_classes", "num_detections"
+_MOST_NORMALISED = 2.0  # a little above 1 happens; boxes in pixels are far above
 PROBABILITIES, CLASS_IDS, NAMES = "probabilities", "class_ids", "classes"
 
 
@@ -183,7 +184,10 @@ class ServedDetector(_Calls):
 
     def detect_one(self, image: bytes) -> Detections:
         """The detections of one encoded picture."""
-        return detections_in(self.call(self.request([image])), 0, str(self.client))
+        outputs = self.call(self.request([image]))
+        if np.size(outputs.get(BOXES, ())) and float(np.max(outputs[BOXES])) > _MOST_NORMALISED:
+            outputs[BOXES] = _normalised(outputs[BOXES], image)
+        return detections_in(outputs, 0, str(self.client))
 
     def request(self, images: Sequence[bytes]) -> Array:
         """Encoded pictures as the model's input; of pixels, pictures of one size."""
@@ -216,6 +220,15 @@ class ServedClassifier(_Calls):
             imgs: uint8 of shape (n, rows, columns), 0 black to 255 white.
         """
         return classes_in(self.call(self.request(imgs)), len(imgs), str(self.client))
+
+
+def _normalised(boxes: Array, image: bytes) -> Array:
+    """Boxes in pixels of the picture, as exports of official.vision give them by default, in 0..1 of it."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(image)) as opened:
+        width, height = opened.size
+    return np.asarray(boxes, np.float64) / [height, width, height, width]
 
 
 def decode(image: bytes) -> Array:

@@ -129,6 +129,24 @@ def test_a_picture_becomes_small_grey_and_light_on_dark_by_the_rule():
     assert as_grey(np.zeros((1, 1, 3), np.uint8), 28, 28).pixels.shape == (28, 28)
 
 
+def test_boxes_in_pixels_are_understood(tmp_path):
+    """Exports of official.vision give them unless they are told to normalise."""
+    coloured(((10, 5, 30, 25), RED)).save(tmp_path / "a.png")
+    row = {"detection_boxes": [[5, 10, 25, 30], [0, 0, 0, 0]], "detection_scores": [0.9, 0.0],
+           "detection_classes": [1, 0], "num_detections": 1}  # fmt: skip
+    peer = Http({
+        "/v1/models/m/metadata": [(200, V1_DETECTOR)],
+        "/v1/models/m:predict": [(200, {"predictions": [row]})],
+    })  # fmt: skip
+    try:
+        _, found = run(peer.address, tmp_path / "a.png", tmp_path / "out", name="m", protocol="v1")
+    finally:
+        peer.stop()
+    assert found["images"][0]["detections"] == [
+        {"class_id": 1, "class": "class 1", "score": 0.9, "box": [10.0, 5.0, 30.0, 25.0]}
+    ]
+
+
 def test_again_is_free_and_another_version_is_another_result(tf_serving, pictures, tmp_path):
     first, _ = run(tf_serving.address, pictures, tmp_path / "out", signature="serving_default")
     before = len(tf_serving.requests)
