@@ -156,6 +156,24 @@ def test_again_is_free_and_another_version_is_another_result(tf_serving, picture
         run(tf_serving.address, pictures, tmp_path / "out", name="pixels", signature="serving_default")
 
 
+def test_a_server_that_tells_no_version_is_asked_again(tmp_path):
+    coloured(((10, 5, 30, 25), RED)).save(tmp_path / "a.png")
+    answers = [
+        (200, {"predictions": [{"detection_boxes": [[0, 0, 1, 1]], "detection_scores": [score],
+                                "detection_classes": [1], "num_detections": 1}]})
+        for score in (0.75, 0.5)
+    ]  # fmt: skip
+    metadata = {"metadata": V1_DETECTOR["metadata"]}
+    peer = Http({"/v1/models/m/metadata": [(200, metadata)], "/v1/models/m:predict": answers,
+                 "/v1/models/m": [(200, {"name": "m", "ready": "True"})]})  # fmt: skip
+    try:
+        for score in (0.75, 0.5):
+            _, found = run(peer.address, tmp_path / "a.png", tmp_path / "out", name="m", protocol="v1")
+            assert found["images"][0]["detections"][0]["score"] == score
+    finally:
+        peer.stop()
+
+
 def test_a_server_that_is_away_for_a_moment_does_not_matter(tf_serving, pictures, tmp_path):
     tf_serving.busy, tf_serving.busy_with = 5, grpc.StatusCode.UNAVAILABLE
     result, _ = run(tf_serving.address, pictures, tmp_path / "out")
