@@ -9,6 +9,7 @@ import contextlib
 import logging
 import socket
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -113,6 +114,7 @@ class _Rest(RESTServer):  # type: ignore[misc]
 
     async def serve(self, listener: socket.socket) -> None:
         """Answer until `stop`."""
+        warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")  # kserve's choice
         self.create_application()
         await self._server.serve(sockets=[listener])
 
