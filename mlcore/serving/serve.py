@@ -144,7 +144,14 @@ def serve(
             service, model_name, host=host, ports=(http_port, grpc_port, tfs_port),
             max_bytes=int(max_request_mb * 1e6), drain_s=drain_timeout_s,
         )  # fmt: skip
-        return await _run(server, service, stop, poll_interval_s, run_seconds)
+        result = await _run(server, service, stop, poll_interval_s, run_seconds)
+        if stop.is_set() and not (batcher.idle and repository.loading is None):
+            # Python would wait for a thread that is inside the model, however long that takes.
+            log.warning("leaving while the model still works on what is no longer waited for")
+            if kept is not None:
+                kept.close()
+            os._exit(stop.error().exit_code)
+        return result
 
     with stop_flag() as stop:
         try:
