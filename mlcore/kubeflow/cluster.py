@@ -122,8 +122,13 @@ class Cluster:
         self._closed = threading.Event()
 
     def close(self) -> None:
-        """Ask for nothing more, and repeat nothing; what was sent is not called back."""
+        """Ask for nothing more, and repeat nothing; watches end with their next event."""
         self._closed.set()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is asked any more."""
+        return self._closed.is_set()
 
     def get(self, resource: Resource, namespace: str, name: str) -> Object | None:
         """An object, or None where there is none of that name.

@@ -81,7 +81,7 @@ def deploy(
         timeout_s: Longest wait until it is ready, in seconds.
         runtime: Name of a ServingRuntime; default: KServe's own for TensorFlow, TensorFlow Serving.
         protocol: Protocol of requests, as KServe calls it; TensorFlow Serving speaks v1 and grpc-v1.
-        image: Serve with this image, such as that of mlcore serve, in place of a runtime.
+        image: Serve with this image of mlcore serve, or one with its flags, in place of a runtime.
         arg: More arguments of the container.
         service_account: Service account whose secrets open the storage.
         min_replicas: Least number of pods; 0 lets Knative stop an idle service.
@@ -173,12 +173,19 @@ class Deployment:
             raise
 
     def _work(self) -> DeployResult:
-        from mlcore.kubeflow.answers import Conflict
         from mlcore.kubeflow.cluster import connect
+
+        self._cluster = connect(context=self._context, timing=self._timing)
+        try:
+            return self._deploy()
+        finally:
+            self._cluster.close()
+
+    def _deploy(self) -> DeployResult:
+        from mlcore.kubeflow.answers import Conflict
         from mlcore.kubeflow.inference_service import RESOURCE, Rollout, manifest, revision
 
         started = time.monotonic()
-        self._cluster = connect(context=self._context, timing=self._timing)
         self._namespace = self._asked_namespace or self._cluster.namespace
         before = self._cluster.get(RESOURCE, self._namespace, self._name)
         wanted = manifest(self._name, self._namespace, self._predictor(before))

@@ -106,6 +106,7 @@ class Model:
             }
         else:
             predictor["containers"] = [self._container(uri)]
+            predictor["volumes"] = [{"name": "tmp", "emptyDir": {}}]
         return predictor
 
     def _container(self, uri: str) -> Object:
@@ -116,8 +117,11 @@ class Model:
             "ports": [{"containerPort": HTTP_PORT, "protocol": "TCP"}],
             # KServe fetches what this variable names, and mounts it.
             **({} if self.version is not None else {"env": [{"name": "STORAGE_URI", "value": uri}]}),
+            "readinessProbe": {"httpGet": {"path": "/v2/health/ready", "port": HTTP_PORT}},
+            "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
             "securityContext": {
                 "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
                 "capabilities": {"drop": ["ALL"]},
                 "runAsNonRoot": True,
                 "seccompProfile": {"type": "RuntimeDefault"},

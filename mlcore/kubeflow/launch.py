@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import signal
 import sys
 import threading
 import time
@@ -10,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from mlcore.runtime.errors import DataError, MlcoreError, Stopped, TransientError, UsageError
+from mlcore.runtime.errors import DataError, MlcoreError, RestartError, Stopped, TransientError, UsageError
 from mlcore.runtime.outputs import atomic_file
 from mlcore.runtime.parameters import Range, step
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OUTCOME = "outcome.json"
+# A failure that may pass, killed, stopped, or to be started again; other signals, such as SIGSEGV, are bugs.
+_MAY_PASS = (TransientError.exit_code, 128 + signal.SIGKILL, 128 + signal.SIGTERM, RestartError.exit_code)
 
 
 @dataclass(frozen=True)
@@ -180,19 +183,22 @@ class Launch:
         from mlcore.kubeflow.cluster import connect
 
         started = time.monotonic()
-        self._cluster = connect(context=self._context, timing=self._timing)
-        namespace = self._job["metadata"].get("namespace")
-        if self._namespace is not None and namespace not in (None, self._namespace):
-            raise UsageError(f"--namespace={self._namespace}: the manifest says metadata.namespace={namespace}")
-        self._namespace = self._namespace or namespace or self._cluster.namespace
         outcome = None
         try:
+            self._cluster = connect(context=self._context, timing=self._timing)
+            namespace = self._job["metadata"].get("namespace")
+            if self._namespace is not None and namespace not in (None, self._namespace):
+                raise UsageError(f"--namespace={self._namespace}: the manifest says metadata.namespace={namespace}")
+            self._namespace = self._namespace or namespace or self._cluster.namespace
             there = self._create_or_find()
             outcome = self._follow(there, started)
             self._raise_on_failure(outcome)
         except MlcoreError as error:
             self._write_outcome(outcome, error)
             raise
+        finally:
+            if self._cluster is not None:
+                self._cluster.close()
         self._write_outcome(outcome, None)
         return LaunchResult(
             name=self._job["metadata"]["name"], state=outcome.verdict.state, seconds=outcome.seconds,
@@ -262,6 +268,7 @@ class Launch:
         Raises:
             TransientError: The job itself is still there.
         """
+        from mlcore.kubeflow.answers import Forbidden
         from mlcore.kubeflow.cluster import PODS
 
         assert self._cluster is not None and self._namespace is not None
@@ -275,15 +282,17 @@ class Launch:
             return
         selectors = {"labelSelector": f"{self._kind.job_label}={name}"}
         end = time.monotonic() + cluster.timing.gone_s
-        while any(
-            owner.get("uid") == uid
-            for pod in cluster.list(PODS, self._namespace, selectors)["items"]
-            for owner in pod["metadata"].get("ownerReferences") or []
-        ):
-            if time.monotonic() > end:
-                log.warning("pods of the deleted %s are still there; going on", self._what)
+        while time.monotonic() < end:
+            try:
+                pods = cluster.list(PODS, self._namespace, selectors)["items"]
+            except Forbidden as error:
+                log.warning("the pods of the deleted %s are not waited for: %s", self._what, error)
+                return
+            owners = [owner for pod in pods for owner in pod["metadata"].get("ownerReferences") or []]
+            if all(owner.get("uid") != uid for owner in owners):
                 return
             time.sleep(min(1, cluster.timing.log_poll_s))
+        log.warning("pods of the deleted %s are still there; going on", self._what)
 
     def _follow(self, there: "Object", started: float) -> "Outcome":
         from mlcore.kubeflow.job_follower import DeadlineExceeded, JobFollower
@@ -338,6 +347,7 @@ class Launch:
     def _delete(self) -> None:
         """Delete the job, within what is left of the ten seconds after SIGTERM."""
         from mlcore.kubeflow.cluster import Cluster
+        from mlcore.kubeflow.job_template import is_same, with_digest
 
         if self._cluster is None or self._namespace is None:
             return
@@ -345,9 +355,14 @@ class Launch:
         patience_s = 2 * self._stop_s / 3
         timing = replace(self._cluster.timing, patience_s=patience_s, connect_s=2, answer_s=3, backoff_s=0.3)
         hurried = Cluster(self._cluster.client, self._cluster.namespace, timing)
+        name = self._job["metadata"]["name"]
         try:
-            if hurried.delete(self._kind.resource, self._namespace, self._job["metadata"]["name"], uid=None):
-                log.info("%s was deleted", self._what)
+            there = hurried.get(self._kind.resource, self._namespace, name)
+            # Ours may not have been made, and someone else's have the name.
+            if there is None or not is_same(with_digest(self._job), there):
+                return
+            hurried.delete(self._kind.resource, self._namespace, name, uid=there["metadata"]["uid"])
+            log.info("%s was deleted", self._what)
         except MlcoreError as error:
             log.error("%s could not be deleted: %s", self._what, error)
 
@@ -361,4 +376,4 @@ def may_pass(outcome: "Outcome") -> bool:
         return False
     if failure.reason == "OOMKilled":
         return False
-    return failure.code == TransientError.exit_code or failure.code >= 128
+    return failure.code in _MAY_PASS

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from datetime import datetime, timedelta
 
 from mlcore.kubeflow.answers import Missing, NotStarted, Request
 from mlcore.kubeflow.cluster import PODS, Cluster
@@ -21,7 +22,8 @@ _STAMP = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d)
 class PodLog:
     """Follows the logs of the pods that have one name, one after another, in a thread of its own.
 
-    A connection that breaks is taken up at the second of the last line; what the server then sends again is left out.
+    A connection that breaks is taken up a second before the newest line, since the lines of a container's two streams
+    come a little out of order; what the server then sends again is left out.
     The server knows logs by the pod's name alone, so a pod that is made anew under it goes on where the last one ended.
 
     Args:
@@ -32,8 +34,9 @@ class PodLog:
 
     def __init__(self, cluster: Cluster, namespace: str, on_line: Callable[[str, str], object]) -> None:
         self._cluster, self._namespace, self._on_line = cluster, namespace, on_line
-        self._since = ""  # second of the newest line
-        self._seen: Counter[bytes] = Counter()  # the lines of that second
+        self._newest = ""  # second of the newest line
+        self._since = ""  # the second before it
+        self._seen: dict[str, Counter[bytes]] = {}  # second -> its lines, of these two
         self._job_over = threading.Event()
         self._lock = threading.Lock()
         self._pod: Pod | None = None
@@ -118,7 +121,7 @@ class PodLog:
             query["sinceTime"] = self._since
         request = Request("get", PODS, self._namespace, pod.name, "log", query)
         answer = self._cluster.stream(request, silence_s=timing.log_silence_s if follow else timing.answer_s)
-        again = self._seen.copy()
+        again = sum(self._seen.values(), Counter[bytes]())
         for line in answer.lines():
             if not line.endswith(b"\n") and follow:
                 return  # perhaps cut in the middle: the last reading shows it whole
@@ -129,14 +132,14 @@ class PodLog:
         if stamp is None:
             self._on_line(pod.name, line.decode(errors="replace"))
             return
-        second = (stamp[1] + stamp[3]).decode()
         if again[line]:
             again[line] -= 1
             return
-        if second > self._since or not self._since:
-            self._since = second
-            self._seen.clear()
-        # One that comes late, with an earlier second, is not sent again: the server is asked from the newest on.
-        if second == self._since:
-            self._seen[line] += 1
+        second = (stamp[1] + stamp[3]).decode()
+        if second > self._newest:
+            before = datetime.fromisoformat(second) - timedelta(seconds=1)
+            self._newest, self._since = second, before.isoformat().replace("+00:00", "Z")
+            self._seen = {each: lines for each, lines in self._seen.items() if each >= self._since}
+        if second >= self._since:
+            self._seen.setdefault(second, Counter())[line] += 1
         self._on_line(pod.name, line[stamp.end() :].decode(errors="replace"))

@@ -55,7 +55,7 @@ class Watch:
         self._version = ""
 
     def changes(self) -> Iterator[Change]:
-        """Every change, for ever.
+        """Every change, until the cluster is closed.
 
         Raises:
             TransientError: The server has not answered for too long.
@@ -64,7 +64,7 @@ class Watch:
         timing = self._cluster.timing
         answered = time.monotonic()
         wait_s = timing.backoff_s
-        while True:
+        while not self._cluster.is_closed:
             try:
                 if not self._version:
                     listing = self._cluster.list(self._resource, self._namespace, self._selectors)
@@ -73,6 +73,8 @@ class Watch:
                     yield Change(tuple(listing["items"]), listed=True)
                 began = time.monotonic()
                 for change in self._watch():
+                    if self._cluster.is_closed:
+                        return
                     answered, wait_s = time.monotonic(), timing.backoff_s
                     if change is not None:
                         yield change
@@ -86,6 +88,8 @@ class Watch:
                 self._version = ""
                 answered = time.monotonic()
             except TransientError as error:
+                if self._cluster.is_closed:
+                    return
                 if time.monotonic() - answered > timing.outage_s:
                     raise TransientError(f"{error} (for {timing.outage_s:.0f} s)") from error
                 log.warning("%s; watching %s again in %.1f s", error, self._resource.plural, wait_s)

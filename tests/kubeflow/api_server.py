@@ -407,7 +407,7 @@ class ApiServer:
         return self._log_lines(key, pod["metadata"]["uid"], query)
 
     def _log_lines(self, key: Key, uid: str, query: dict[str, str]) -> Iterator[bytes]:
-        since = query.get("sinceTime", "").rstrip("Z")
+        since = query.get("sinceTime", "")[:19]
         sent = 0
         if "tailLines" in query:
             sent = max(len(self.store.logs.get((key[1], key[2], uid), [])) - int(query["tailLines"]), 0)

@@ -28,13 +28,17 @@ JOB = {
 }  # fmt: skip
 
 
+def rendered(base: Path):
+    """Kind -> document of a kustomization."""
+    kubectl = Path(sysconfig.get_path("scripts")) / "kubectl"
+    text = subprocess.run([kubectl, "kustomize", base], capture_output=True, text=True, check=True).stdout
+    return {document["kind"]: document for document in yaml.safe_load_all(text)}
+
+
 @pytest.fixture(scope="module")
 def role(project: Path):
     """The rules of the rendered Role."""
-    kubectl = Path(sysconfig.get_path("scripts")) / "kubectl"
-    rendered = subprocess.run([kubectl, "kustomize", project / "manifests" / "base" / "launcher-rbac"],
-                              capture_output=True, text=True, check=True).stdout  # fmt: skip
-    found = {document["kind"]: document for document in yaml.safe_load_all(rendered)}
+    found = rendered(project / "manifests" / "base" / "launcher-rbac")
     assert found["RoleBinding"]["subjects"][0]["name"] == found["ServiceAccount"]["metadata"]["name"]
     assert found["RoleBinding"]["roleRef"]["name"] == found["Role"]["metadata"]["name"]
     return found["Role"]["rules"]

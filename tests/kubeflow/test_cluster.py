@@ -162,6 +162,19 @@ def test_quota_that_is_exceeded_may_pass(api, kubeconfig):
         ask(connect(timing=QUICK))
 
 
+def test_proxy_of_the_environment_is_taken_but_not_for_this_machine(api, kubeconfig, tmp_path, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert ask(connect(timing=QUICK)) is None
+    api.kubeconfig(tmp_path / "kubeconfig", server="http://cluster.invalid:6443")
+    with pytest.raises(TransientError, match=r"[Pp]roxy|refused"):
+        ask(connect(timing=QUICK))
+    monkeypatch.setenv("no_proxy", ".invalid")
+    with pytest.raises(TransientError, match=r"resolve|Name|resolution"):
+        ask(connect(timing=QUICK))
+
+
 def test_missing_package_is_named_with_its_extra(kubeconfig, monkeypatch):
     import sys
 

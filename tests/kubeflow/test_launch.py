@@ -174,6 +174,8 @@ def test_failed_job_fails_again_until_it_is_overwritten(tfjobs):
         (65, "", DataError),
         (1, "", DataError),
         (75, "", TransientError),
+        (138, "", TransientError),
+        (139, "", DataError),
         (137, "OOMKilled", DataError),
     ],
 )
@@ -429,3 +431,16 @@ def test_output_directory_that_is_a_file(kubeconfig, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"--output-dir=.*/file: expected a directory"):
         launch(manifest=JOB, output_dir=tmp_path / "file")
+
+
+def test_nothing_watches_on_once_the_step_has_ended(api, tfjobs):
+    with tfjobs(chief_0=[Run(["a=1"])]):
+        launch(manifest=TFJOB, set=("name=digits", "epochs=1", "workers=1"))
+        api.bookmark_s = 0.05  # the event with which an open watch sees that it is over
+        time.sleep(0.5)
+        asked = len(api.requests)
+        api.store.create(("pods", "team", "other"), {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "other"}})
+        time.sleep(0.3)
+        assert len(api.requests) == asked
+    mine = [thread.name for thread in threading.enumerate() if "_pump" in thread.name]
+    assert mine == []

@@ -1,7 +1,6 @@
 """`mlcore launch` as a process: exit codes, signals, manifests from files, standard input and text."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -93,16 +92,11 @@ def test_sigterm_deletes_the_job_on_demand(api, command, manifest):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "fault",
-    [Fault(wait_s=60, times=1000), Fault("delete", status=500, times=1000)],
-    ids=["silent", "broken"],
-)
-def test_sigterm_ends_within_ten_seconds_whatever_the_server_does(api, command, manifest, fault):
+def test_sigterm_ends_within_ten_seconds_though_the_server_is_silent(api, command, manifest):
     with TrainingOperator(api, {}).working():
         started = command(*ARGUMENTS, f"--manifest={manifest}", "--delete-on-stop=true")
         wait_for(lambda: phase(api) == "Running")
-        api.faults.append(fault)
+        api.faults.append(Fault(wait_s=60, times=1000))
         time.sleep(0.3)
         began = time.monotonic()
         done = started.stop()
@@ -134,21 +128,10 @@ def test_killed_launcher_leaves_a_job_that_the_next_one_follows(api, command, ma
     assert [request[0] for request in api.requests].count("create") == 1
 
 
-@pytest.mark.parametrize(
-    "how", ["standard-input", *(pytest.param(how, marks=pytest.mark.slow) for how in ("text", "environment"))]
-)
-def test_manifest_comes_from_where_pipelines_have_it(api, kubeconfig, how):
-    arguments, extra, text = [*ARGUMENTS], {}, None
-    if how == "standard-input":
-        arguments, text = [*arguments, "--manifest=-"], MANIFEST
-    elif how == "text":
-        arguments.append(f"--manifest={MANIFEST}")
-    else:
-        extra["MLCORE_MANIFEST"] = MANIFEST
+def test_manifest_comes_from_standard_input(api, kubeconfig):
     with TrainingOperator(api, {"worker-0": [Run(["a=1"])]}).working():
-        done = subprocess.run([sys.executable, "-m", "mlcore", *arguments], input=text, capture_output=True, text=True,
-                              env={**os.environ, **extra}, timeout=30)  # fmt: skip
+        done = subprocess.run([sys.executable, "-m", "mlcore", *ARGUMENTS, "--manifest=-"], input=MANIFEST,
+                              capture_output=True, text=True, timeout=30)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert api.store.get(KEY)["spec"]["tfReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]["image"] == (
-        "mlcore/mnist-train"
-    )
+    (container,) = api.store.get(KEY)["spec"]["tfReplicaSpecs"]["Worker"]["template"]["spec"]["containers"]
+    assert container["image"] == "mlcore/mnist-train"
