@@ -256,7 +256,7 @@ def test_reader_that_goes_away_does_not_hold_up_the_job(tiny):
 
 
 def test_killed_tool_leaves_what_its_next_run_removes(tiny):
-    job = tiny({"Chief": "import time; time.sleep(4)", "PS": POLITE}, cleanPodPolicy="All").start()
+    job = tiny({"Chief": "import time; time.sleep(3)", "PS": POLITE}, cleanPodPolicy="All").start()
     job.wait_for("waiting")
     job.process.kill()
     job.process.wait()
