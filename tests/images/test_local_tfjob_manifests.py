@@ -126,7 +126,8 @@ def test_mnist_succeeds_with_a_worker_and_a_ps_killed_in_between(our_job, images
     job.wait_for(rf"{job.name}-chief-0: ended with 138; deleted and made again", 120)
     assert job.wait(400) == 0, job.tail()
     table = job.table()
-    assert table[f"{job.name}-chief-0"] == ("Succeeded", "0", 1)
+    assert table[f"{job.name}-chief-0"][:2] == ("Succeeded", "0")
+    assert 1 <= table[f"{job.name}-chief-0"][2] <= 3  # once for the parameter server; more on a busy machine
     assert table[f"{job.name}-worker-1"][2] >= 1 and table[f"{job.name}-ps-0"][2] >= 1
     resumed = re.search(rf"{job.name}-chief-0 +\| .*going on from \S+ckpt-(\d+)", job.stderr)
     assert resumed and int(resumed[1]) >= saved, job.tail()
