@@ -21,7 +21,7 @@ import numpy as np
 from mlcore.serving.server.errors import Code, RequestError
 from mlcore.serving.server.signature import Array, Arrays
 
-_SETTLED = 16
+_REMEMBERED = 16  # batches
 
 Run = Callable[[Arrays], dict[str, Array]]
 
@@ -81,7 +81,8 @@ class Batcher:
         self._timer: asyncio.TimerHandle | None = None
         self._scheduled = False
         self._expected = 1  # requests that will probably come together
-        self._settled = 0  # batches for which that number stays
+        self._came: deque[int] = deque(maxlen=_REMEMBERED)  # requests of the last batches
+        self._batches = 0
 
     async def call(
         self,
@@ -171,24 +172,22 @@ class Batcher:
         if not jobs:
             return
         if lane.joinable:
-            self._learn(len(jobs), full=examples >= self.max_batch_size)
+            self._learn(len(jobs))
         lane.observe(examples)
         self._free -= 1
         loop = asyncio.get_running_loop()
         self._threads.submit(self._work, loop, lane, jobs)
 
-    def _learn(self, came: int, full: bool) -> None:
-        """Set how many requests the next batch waits for, from how many came for this one.
+    def _learn(self, came: int) -> None:
+        """Set how many requests the next batch waits for, from how many came for the last ones.
 
-        A lone client has no two requests at once, so it never waits. Where two came together, twice as many are tried,
-        and so on until the delay is over before they came; then their number stays for a while.
+        A lone client has no two requests at once, so it never waits. Now and then a batch waits the whole delay, to see
+        whether more would come.
         """
-        if came < self._expected and not full:
-            self._expected, self._settled = came, _SETTLED
-        elif self._settled:
-            self._settled -= 1
-        elif came > 1:
-            self._expected = min(2 * came, self.max_batch_size)
+        self._came.append(came)
+        self._batches += 1
+        most = max(self._came)
+        self._expected = self.max_batch_size if most > 1 and self._batches % _REMEMBERED == 0 else most
 
     def _work(self, loop: asyncio.AbstractEventLoop, lane: _Lane, jobs: list[_Job]) -> None:
         """In a worker thread: call the model, hand the answers back."""

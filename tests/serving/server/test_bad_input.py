@@ -51,6 +51,7 @@ def _alive(mnist_server):
         ("/v1/models/mnist/versions/new:predict", {"instances": [ROW]}, 400, "'new'"),
         ("/v1/models/mnist:classify", {"instances": [ROW]}, 404, "Malformed request"),
         ("/v1/models/mnist:explain", {"instances": [ROW]}, 501, ""),
+        ("/v2/repository/models/mnist/unload", {}, 501, "the directory"),
         (INFER, b"[]", 400, "object"),
         (INFER, {"inputs": 3}, 400, "inputs"),
         (INFER, {"inputs": [tensor(name="x")]}, 400, "missing: imgs; not known: x"),

@@ -112,7 +112,7 @@ def test_a_folder_that_vanishes_costs_entries_and_nothing_else(tmp_path, what, c
 def test_a_full_disk_is_counted_and_logged_once(tmp_path, caplog):
     counts = Counter()
     log = make(tmp_path, counts)
-    log._file = Path("/dev/full").open("wb", buffering=0)
+    log._file = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115 the log closes it
     caplog.set_level(logging.INFO)
     log.write(entry(0))
     while not counts:
