@@ -48,12 +48,14 @@ class Team:
         strategy: A MultiWorkerMirroredStrategy.
         size: Number of its processes.
         index: This one's number among them.
+        agreed: What they last agreed upon.
     """
 
     def __init__(self, cluster: Cluster, strategy: Any, guard: PeerGuard) -> None:
         tf = import_tensorflow()
         trainers = cluster.of("chief", "worker")
         self.strategy, self.size, self.index = strategy, len(trainers), trainers.index(cluster.me)
+        self.agreed = False
         self._guard = guard
 
         def total(values: Any) -> Any:
@@ -67,7 +69,8 @@ class Team:
         Raises:
             RestartError: A member is lost.
         """
-        return bool(self._sum([int(wish)])[0] > 0)
+        self.agreed = bool(self._sum([int(wish)])[0] > 0)
+        return self.agreed
 
     def _sum(self, values: Sequence[int]) -> Any:
         """The sum of what the members give, which is here once all have come, however long that takes.
@@ -211,7 +214,7 @@ def follow(cluster: Cluster, model_dir: Path, *, goal: str, timeouts: Timeouts) 
         try:
             yield follower
         except Stopped:
-            if follower.team is not None:
+            if follower.team is not None and follower.team.agreed:
                 follower.last_word(_SAVING_S)
             raise
         except Exception as error:

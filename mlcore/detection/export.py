@@ -76,6 +76,7 @@ def export(
         UsageError: The model directory or the records are not there, or the model cannot be had as TFLite.
         DataError: The checkpoint is damaged, the version is taken by another model, or the export does not find what
             the checkpoint finds.
+        TransientError: The disk is full.
     """
     from mlcore.detection.evaluate import Checkpoint
     from mlcore.serving.version_directory import VersionDirectory

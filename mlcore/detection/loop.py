@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,8 @@ from mlcore.detection.summaries import Summaries
 from mlcore.detection.tensorflow import import_tensorflow
 from mlcore.detection.trainer import TOTAL_LOSS, Trainer, checkpoint_manager
 from mlcore.detection.validation import Validates
-from mlcore.runtime.errors import DataError, UsageError
+from mlcore.runtime.errors import DataError, TransientError, UsageError
+from mlcore.runtime.outputs import is_disk_full
 from mlcore.runtime.progress import Progress
 from mlcore.runtime.results import print_metrics
 from mlcore.runtime.signals import StopFlag, stop_flag
@@ -120,6 +122,7 @@ class TrainingLoop:
         Raises:
             DataError: A loss, or the weights, are not finite.
             UsageError: A checkpoint cannot be written.
+            TransientError: The disk is full.
             Stopped: After SIGTERM or Ctrl-C, once a checkpoint is saved.
         """
         with (
@@ -196,10 +199,13 @@ class TrainingLoop:
             try:
                 self._manager.save(checkpoint_number=step)
             except import_tensorflow().errors.OpError as error:
-                raise UsageError(
-                    f"--model-dir={self.model_dir}: the checkpoint of step {step} cannot be written "
-                    f"({str(error).strip().splitlines()[0]}); what was saved before is whole"
-                ) from error
+                shutil.rmtree(self.model_dir / f"ckpt-{step}_temp", ignore_errors=True)
+                what = f"--model-dir={self.model_dir}: the checkpoint of step {step} cannot be written"
+                saved = "what was saved before is whole"
+                if is_disk_full(error):
+                    raise TransientError(f"{what}: no room on the disk; {saved}; free some and run again") from error
+                reason = str(error).strip().splitlines()[0]
+                raise UsageError(f"{what} ({reason}); {saved}") from error
             self._saved_step = step
             log.info("saved %s", self.model_dir / f"ckpt-{step}")
 

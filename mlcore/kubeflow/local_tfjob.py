@@ -58,7 +58,7 @@ def local_tfjob(
         namespace: For a job that names none; default: default.
         volume: CLAIM=DIR: a directory of this machine in place of a PersistentVolumeClaim, or of the volume of that
             name. Other claims are volumes of the engine called NAMESPACE.CLAIM, which outlive the job.
-        overwrite: Replace a job of the same name that runs here.
+        overwrite: Replace what runs here of an earlier run of the job.
         remove: Remove every container at the end, whatever cleanPodPolicy says.
 
     Returns:
@@ -94,6 +94,7 @@ def local_tfjob(
             operator.clear()
             raise
         finally:
+            operator.close()
             if operator.pods:
                 print("\n".join(operator.table()), flush=True)
     what = f"TFJob {read.job.namespace}/{read.job.name}"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mlcore import __version__
-from mlcore.runtime.errors import DataError, UsageError
+from mlcore.runtime.errors import DataError, TransientError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,12 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether there was no room for what was written, by Python or by a library that has errors of its own."""
+    numbers = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in numbers or any(os.strerror(number) in str(error) for number in numbers)
 
 
 def fsync_directory(path: Path) -> None:
@@ -185,6 +191,7 @@ class OutputDirectory:
 
         Raises:
             UsageError: The folder cannot be written.
+            TransientError: The disk is full.
         """
         inside = self._must_fill_in_place()
         parent = self.path if inside else self.path.parent
@@ -204,6 +211,13 @@ class OutputDirectory:
                 self._move_in(staging)
             else:
                 self._rename(staging)
+        except Exception as error:
+            if isinstance(error, TransientError) or not is_disk_full(error):
+                raise
+            raise TransientError(
+                f"{self.path}: no room on the disk ({os.strerror(errno.ENOSPC)}); nothing is left behind; free some "
+                "and run the step again"
+            ) from error
         finally:
             os.close(lock)
             shutil.rmtree(staging, ignore_errors=True)

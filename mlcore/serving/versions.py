@@ -313,7 +313,7 @@ def _served(
     return held
 
 
-_SHOWN_METRICS = ("accuracy", "ap50", "coco_ap", "loss")
+_SHOWN_METRICS = ("test_accuracy", "accuracy", "ap50", "coco_ap")
 
 
 def _metrics_text(metrics: Mapping[str, float]) -> str:

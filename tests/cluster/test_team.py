@@ -65,15 +65,13 @@ def test_mnist_makes_the_steps_of_one_machine_and_goes_on_there(mnist, tmp_path)
     assert re.search(r"going on from \S+ckpt-400", alone([*mnist, "--steps=420"]))
 
 
-@pytest.mark.parametrize("victim", ["worker-0", "worker-1"])
-def test_killed_member_ends_the_others_with_138_and_all_resume(mnist, tmp_path, victim):
+def test_killed_member_ends_the_others_with_138_and_all_resume(mnist, tmp_path):
     with LocalCluster(tmp_path / "logs", [*mnist, "--steps=1500"], **TEAM) as cluster:
         cluster.start()
         cluster.wait_for_log("worker-0", r"step \d+ of 1500.*step \d+ of 1500.*step \d+ of 1500")
-        cluster.kill(victim)
-        (survivor,) = {"worker-0", "worker-1"} - {victim}
-        assert cluster.wait(survivor, 30) == 138, cluster.logs()
-        assert re.search(r"broken up|is lost", cluster.log(survivor))
+        cluster.kill("worker-0")  # it leads; the next test has the other
+        assert cluster.wait("worker-1", 30) == 138, cluster.logs()
+        assert re.search(r"broken up|is lost", cluster.log("worker-1"))
         last = max(int(path.stem.rpartition("-")[2]) for path in (tmp_path / "model").glob("ckpt-*.index"))
         cluster.start()
         assert set(cluster.wait_all(120).values()) == {0}, cluster.logs()
@@ -109,28 +107,20 @@ def test_lone_worker_ends_with_138_after_the_bound(mnist, tmp_path):
         assert "worker 1 (127.0.0.1:" in cluster.log("worker-0")
 
 
-def test_detection_in_step_evaluates_stops_and_resumes(detection, tmp_path):
-    command = [*detection, "--steps=60", "--checkpoint-interval=20", "--eval-interval=30"]
+def test_detection_in_step_evaluates_and_stops_and_a_chief_with_an_evaluator_goes_on(detection, tmp_path):
+    command = [*detection, "--steps=40", "--checkpoint-interval=20", "--eval-interval=10"]
     with LocalCluster(tmp_path / "logs", command, **TEAM) as cluster:
         cluster.start()
         cluster.wait_for_log("worker-0", r"saved \S+ckpt-20", 150)
         cluster.send("worker-1", signal.SIGTERM)
         assert set(cluster.wait_all(60).values()) == {143}, cluster.logs()
         (stopped,) = re.findall(r"stopped after step (\d+)", cluster.log("worker-0"))
-        cluster.start()
-        assert set(cluster.wait_all(150).values()) == {0}, cluster.logs()
-        assert re.search(rf"resuming from \S+ckpt-{stopped}\b", cluster.log("worker-0"))
         assert "ap50=" in cluster.log("worker-0")
         assert "ap50=" not in cluster.log("worker-1")
-    assert results(tmp_path)["steps"] == 60
-    assert results(tmp_path)["best_step"] > 0
-
-
-def test_chief_alone_with_an_evaluator_trains_as_one_machine(detection, tmp_path):
-    command = [*detection, "--steps=20", "--checkpoint-interval=10", "--eval-interval=20"]
     with LocalCluster(tmp_path / "logs", command, workers=0, ps=0) as cluster:
         cluster.start()
         assert set(cluster.wait_all(150).values()) == {0}, cluster.logs()
+        assert re.search(rf"resuming from \S+ckpt-{stopped}\b", cluster.log("chief-0"))
         assert "ap50=" in cluster.log("evaluator-0")
-    assert results(tmp_path)["steps"] == 20
+    assert results(tmp_path)["steps"] == 40
     assert results(tmp_path)["best_step"] > 0

@@ -126,7 +126,8 @@ def test_mnist_succeeds_with_a_worker_and_a_ps_killed_in_between(our_job, images
     job.wait_for(rf"{job.name}-chief-0: ended with 138; deleted and made again", 120)
     assert job.wait(400) == 0, job.tail()
     table = job.table()
-    assert table[f"{job.name}-chief-0"] == ("Succeeded", "0", 1)
+    assert table[f"{job.name}-chief-0"][:2] == ("Succeeded", "0")
+    assert 1 <= table[f"{job.name}-chief-0"][2] <= 3  # once for the parameter server; more on a busy machine
     assert table[f"{job.name}-worker-1"][2] >= 1 and table[f"{job.name}-ps-0"][2] >= 1
     resumed = re.search(rf"{job.name}-chief-0 +\| .*going on from \S+ckpt-(\d+)", job.stderr)
     assert resumed and int(resumed[1]) >= saved, job.tail()
@@ -136,10 +137,10 @@ def test_mnist_succeeds_with_a_worker_and_a_ps_killed_in_between(our_job, images
 
 
 def test_short_detection_succeeds(our_job, images, records):
-    ours = our_job("pets", steps="40", image_size="64x96", checkpoint_interval="20")
+    ours = our_job("pets", steps="20", image_size="64x96", checkpoint_interval="10")
     ours.fill(records, "/data/pets/records", images["download"].reference)
     job = ours.job.start()
     assert job.wait(600) == 0, job.tail()
     assert job.table()[f"{job.name}-chief-0"] == ("Succeeded", "0", 0)
     assert re.search(rf"{job.name}-evaluator-0 +\| .*ap50=[\d.]+", job.stdout)
-    assert "ckpt-40.index" in ours.shell("ls /data/pets/model")
+    assert "ckpt-20.index" in ours.shell("ls /data/pets/model")

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -27,22 +28,33 @@ def definitions(folder: Path) -> Validator:
     return lambda document: module.check(document, schemas)
 
 
+_known: dict[str, list[str]] = {}  # overlays share most of their objects
+
+
 def schemas(documents: Sequence[Document], kubeflow: Validator) -> list[str]:
     """Strictly: unknown fields are errors. What stands inside other objects (trials, jobs) is checked too."""
     problems = []
     for document in [*documents, *_inner(documents)]:
-        found = kubeflow(document)
-        if found is None:
-            found = []
-            for version in VERSIONS:
-                try:
-                    kubernetes_validate.validate(document, version, strict=True)
-                except kubernetes_validate.SchemaNotFoundError:
-                    found.append(f"no schema for {document['apiVersion']} {document['kind']} in {version}")
-                except kubernetes_validate.ValidationError as error:
-                    found.append(f"{version}: {'.'.join(map(str, error.path))}: {error.message.splitlines()[0]}")
-        problems += [f"{label(document)}: {text}" for text in found]
+        text = json.dumps(document, sort_keys=True)
+        if text not in _known:
+            _known[text] = _schema(document, kubeflow)
+        problems += [f"{label(document)}: {problem}" for problem in _known[text]]
     return problems
+
+
+def _schema(document: Document, kubeflow: Validator) -> list[str]:
+    found = kubeflow(document)
+    if found is not None:
+        return found
+    found = []
+    for version in VERSIONS:
+        try:
+            kubernetes_validate.validate(document, version, strict=True)
+        except kubernetes_validate.SchemaNotFoundError:
+            found.append(f"no schema for {document['apiVersion']} {document['kind']} in {version}")
+        except kubernetes_validate.ValidationError as error:
+            found.append(f"{version}: {'.'.join(map(str, error.path))}: {error.message.splitlines()[0]}")
+    return found
 
 
 def _inner(documents: Sequence[Document]) -> list[Document]:

@@ -1,5 +1,6 @@
 """Outputs appear whole or not at all, and the same work is not done twice."""
 
+import errno
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import time
 
 import pytest
 
-from mlcore.runtime.errors import DataError, UsageError
+from mlcore.runtime.errors import DataError, TransientError, UsageError
 from mlcore.runtime.outputs import SUCCESS, OutputDirectory, atomic_file, file_digest, read_success
 
 
@@ -129,6 +130,29 @@ def test_directory_in_a_folder_that_cannot_be_written_is_filled_in_place(tmp_pat
             subprocess.run(["umount", tmp_path], check=True)
         else:
             tmp_path.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), id="Python's"),
+        pytest.param(RuntimeError("/out/saved_model.pb.tmp1; No space left on device"), id="a library's own"),
+        pytest.param(DataError("the other process: OSError: No space left on device"), id="of another process"),
+    ],
+)
+def test_a_full_disk_is_a_transient_failure_that_leaves_nothing(tmp_path, error):
+    with (
+        pytest.raises(TransientError, match=r"out: no room on the disk .*; nothing is left behind"),
+        directory(tmp_path / "out").writing() as staging,
+    ):
+        (staging / "half").write_text("x")
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_stay_what_they_are(tmp_path):
+    with pytest.raises(PermissionError), directory(tmp_path / "out").writing():
+        raise PermissionError(errno.EACCES, "not allowed")
 
 
 def test_output_that_is_a_file_is_a_usage_error(tmp_path):

@@ -105,6 +105,7 @@ def test_asking_again_ends_with_the_deadline(tf_serving):
     assert time.monotonic() - started < 2
 
 
+@pytest.mark.slow
 def test_a_server_that_starts_late_is_waited_for(model_bases):
     (port,) = free_ports(1)
     with connect(f"127.0.0.1:{port}", "tfs-grpc", "echo") as client:

@@ -130,16 +130,23 @@ def test_a_rollback_reaches_the_server_and_no_request_fails_meanwhile(servers, b
             time.sleep(0.1)
         pytest.fail(f"version {version} is not served")
 
+    def wait_for_answers():
+        before = len(answers)
+        while len(answers) < before + 3 and not failures:
+            time.sleep(0.01)
+
     asking = threading.Thread(target=ask)
     asking.start()
     try:
         address = f"127.0.0.1:{served.ports['tfs-grpc']}"
+        wait_for_answers()
         assert versions(models_dir=served.base, action="rollback").serving == 1
         wait_for(1)
         with pytest.raises(DataError, match=r"accuracy is 0\.0000"):
             verify(server=address, model_name="blocks", data_dir=block_data, samples=20, acceptable_accuracy=0.9)
         assert versions(models_dir=served.base, action="promote", version=2, server=(address,)).serving == 2
         wait_for(2)
+        wait_for_answers()
     finally:
         stop.set()
         asking.join()

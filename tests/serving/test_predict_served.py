@@ -1,9 +1,11 @@
 """`predict --server`: the same results as on disk, over every protocol."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import grpc
@@ -15,6 +17,7 @@ from mlcore.detection.predict import predict
 from mlcore.runtime.errors import DataError, TransientError, UsageError
 from mlcore.serving.grey import as_grey
 from tests.serving.models import GREEN, RED, block_images, coloured
+from tests.serving.peers import Http
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +43,16 @@ def digits(tmp_path_factory):
         wide = Image.new("L", (56, 28), 30)
         wide.paste(image.resize((28, 28)), (14, 0))
     return folder
+
+
+V1_DETECTOR = {
+    "model_spec": {"version": "1"},
+    "metadata": {"signature_def": {"signature_def": {"image_bytes": {
+        "inputs": {"inputs": {"dtype": "DT_STRING", "tensor_shape": {"dim": [{"size": "-1"}]}}},
+        "outputs": {name: {"dtype": "DT_FLOAT", "tensor_shape": {"unknown_rank": True}}
+                    for name in ("detection_boxes", "detection_scores", "detection_classes", "num_detections")},
+    }}}},
+}  # fmt: skip
 
 
 def run(server, source, output, *, name="colours", **options):
@@ -75,9 +88,15 @@ def test_a_served_detector_gives_what_it_gives_on_disk(tf_serving, model_bases, 
 
 def test_pictures_go_as_they_are_and_never_more_at_a_time_than_asked_for(tf_serving, pictures, tmp_path):
     before = len(tf_serving.requests)
-    run(tf_serving.address, pictures, tmp_path / "out", concurrency=1)
+    for concurrency in (1, 2):
+        tf_serving.most, tf_serving.delay_s = 0, 0.1
+        try:
+            run(tf_serving.address, pictures, tmp_path / str(concurrency), concurrency=concurrency)
+        finally:
+            tf_serving.delay_s = 0
+        assert tf_serving.most == concurrency
     sent = [request.inputs["inputs"].string_val[0] for request in tf_serving.requests[before:]]
-    assert (pictures / "0.png").read_bytes() in sent
+    assert sent.count((pictures / "0.png").read_bytes()) == 2 and len(sent) == 8
 
 
 def test_a_served_classifier_gives_class_and_probabilities(tf_serving, digits, tmp_path):
@@ -110,6 +129,24 @@ def test_a_picture_becomes_small_grey_and_light_on_dark_by_the_rule():
     assert as_grey(np.zeros((1, 1, 3), np.uint8), 28, 28).pixels.shape == (28, 28)
 
 
+def test_boxes_in_pixels_are_understood(tmp_path):
+    """Exports of official.vision give them unless they are told to normalise."""
+    coloured(((10, 5, 30, 25), RED)).save(tmp_path / "a.png")
+    row = {"detection_boxes": [[5, 10, 25, 30], [0, 0, 0, 0]], "detection_scores": [0.9, 0.0],
+           "detection_classes": [1, 0], "num_detections": 1}  # fmt: skip
+    peer = Http({
+        "/v1/models/m/metadata": [(200, V1_DETECTOR)],
+        "/v1/models/m:predict": [(200, {"predictions": [row]})],
+    })  # fmt: skip
+    try:
+        _, found = run(peer.address, tmp_path / "a.png", tmp_path / "out", name="m", protocol="v1")
+    finally:
+        peer.stop()
+    assert found["images"][0]["detections"] == [
+        {"class_id": 1, "class": "class 1", "score": 0.9, "box": [10.0, 5.0, 30.0, 25.0]}
+    ]
+
+
 def test_again_is_free_and_another_version_is_another_result(tf_serving, pictures, tmp_path):
     first, _ = run(tf_serving.address, pictures, tmp_path / "out", signature="serving_default")
     before = len(tf_serving.requests)
@@ -117,6 +154,24 @@ def test_again_is_free_and_another_version_is_another_result(tf_serving, picture
     assert again == first and len(tf_serving.requests) == before
     with pytest.raises(DataError, match="another input model"):
         run(tf_serving.address, pictures, tmp_path / "out", name="pixels", signature="serving_default")
+
+
+def test_a_server_that_tells_no_version_is_asked_again(tmp_path):
+    coloured(((10, 5, 30, 25), RED)).save(tmp_path / "a.png")
+    answers = [
+        (200, {"predictions": [{"detection_boxes": [[0, 0, 1, 1]], "detection_scores": [score],
+                                "detection_classes": [1], "num_detections": 1}]})
+        for score in (0.75, 0.5)
+    ]  # fmt: skip
+    metadata = {"metadata": V1_DETECTOR["metadata"]}
+    peer = Http({"/v1/models/m/metadata": [(200, metadata)], "/v1/models/m:predict": answers,
+                 "/v1/models/m": [(200, {"name": "m", "ready": "True"})]})  # fmt: skip
+    try:
+        for score in (0.75, 0.5):
+            _, found = run(peer.address, tmp_path / "a.png", tmp_path / "out", name="m", protocol="v1")
+            assert found["images"][0]["detections"][0]["score"] == score
+    finally:
+        peer.stop()
 
 
 def test_a_server_that_is_away_for_a_moment_does_not_matter(tf_serving, pictures, tmp_path):
@@ -196,3 +251,37 @@ sys.exit(10 * code + code2)
     assert "p95_ms=" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     shutil.rmtree(tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("step", "protocol"), [("predict", "v1"), ("predict", "tfs-grpc"), ("verify", "tfs-grpc")])
+def test_sigterm_ends_it_while_a_server_does_not_answer(tf_serving, block_data, pictures, tmp_path, step, protocol):
+    """A server that is known to be there and then is silent: requests hang, the step must not."""
+    arguments = [f"--protocol={protocol}", "--deadline-s=60", "--output-dir=out"]
+    silent = None
+    if protocol == "v1":
+        silent = Http({"/v1/models/m/metadata": [(200, V1_DETECTOR)], "/v1/models/m": [(404, {})]}, silent="predict")
+        arguments += [f"--server={silent.address}", "--model-name=m"]
+    else:
+        arguments += [f"--server={tf_serving.address}", "--model-name=blocks"]
+        tf_serving.delay_s = 8
+    arguments += [f"--input={pictures}"] if step == "predict" else [f"--data-dir={block_data}"]
+    seen = tf_serving.requests if silent is None else silent.requests
+    before = len(seen)
+    process = subprocess.Popen([sys.executable, "-m", "mlcore", step, *arguments], cwd=tmp_path, stderr=subprocess.PIPE,
+                               text=True, env=os.environ | {"PYTHONPATH": str(Path.cwd())})  # fmt: skip
+    try:
+        while not any("predict" in str(request) or "imgs" in str(request)[:200] for request in seen[before:]):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        started = time.monotonic()
+        process.terminate()
+        _, err = process.communicate(timeout=20)
+        assert process.returncode == 143 and time.monotonic() - started < 4, err
+    finally:
+        tf_serving.delay_s = 0
+        process.kill()
+        if silent is not None:
+            silent.stop()
+    assert err.splitlines()[-1] == f"mlcore {step}: error: stopped by SIGTERM"
+    assert list(tmp_path.iterdir()) == []

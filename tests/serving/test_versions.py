@@ -182,7 +182,7 @@ def test_a_server_that_polls_always_sees_a_whole_version(tmp_path):
     poller = threading.Thread(target=poll)
     poller.start()
     try:
-        for _ in range(50):
+        for _ in range(20):
             versions(models_dir=base, action="promote", version=1)
             versions(models_dir=base, action="promote", version=3)
             versions(models_dir=base, action="promote", version=2)

@@ -1,10 +1,14 @@
 """The training operator's loop: makes the pods of a job, makes some again, sees when the job is over, and tidies up."""
 
 import concurrent.futures
+import fcntl
 import logging
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import IO
 
 from mlcore.kubeflow.local.console import Console
 from mlcore.kubeflow.local.engine import Engine
@@ -47,6 +51,7 @@ class Operator:
         self.deleted: set[str] = set()  # pods that ran until they were deleted
         self._gone: set[str] = set()
         self._ours = False
+        self._lock: IO[str] | None = None
         self._labels = [f"--label={key}={value}" for key, value in labels_of(job).items()]
         self._console = Console(max((len(plan.name) for plan in plans), default=0))
         self._changed = threading.Event()
@@ -58,11 +63,14 @@ class Operator:
         Raises:
             UsageError: Such a job runs here already, and not `overwrite`; or another container has a pod's name.
         """
+        what = f"TFJob {self.job.namespace}/{self.job.name}"
+        if not self._take_lock():
+            raise UsageError(f"{what} is run by another mlcore local-tfjob; stop that first")
         labels = labels_of(self.job)
         running = self.engine.containers(labels, running=True)
         if running and not overwrite:
             raise UsageError(
-                f"TFJob {self.job.namespace}/{self.job.name} is here already: {', '.join(running)} "
+                f"{what} is here already: {', '.join(running)} "
                 f"{'is' if len(running) == 1 else 'are'} running; --overwrite=true replaces it"
             )
         left = self.engine.containers(labels, running=False)
@@ -74,12 +82,29 @@ class Operator:
             if self.engine.state(plan.name) is not None:
                 raise UsageError(f"another container has the name {plan.name}: remove it, or name the job otherwise")
         made = self.engine.call("network", "create", *self._labels, self.network, check=False)
-        if made.returncode != 0:  # its name is there once, which makes it the lock of the job
-            raise UsageError(f"TFJob {self.job.namespace}/{self.job.name} is being started by another process, or its "
-                             f"network is in use: docker network rm {self.network}: {made.stderr.strip()}")  # fmt: skip
+        if made.returncode != 0:
+            raise UsageError(f"docker network create: {made.stderr.strip()}")
         self._ours = True
         for claim in {claim.name: claim for plan in self.plans for claim in plan.claims}.values():
             self._provide(claim)
+
+    def _take_lock(self) -> bool:
+        """Whether nobody else runs the job; the lock goes with this process, however it ends."""
+        path = Path(tempfile.gettempdir()) / f"mlcore-local-tfjob.{self.network}.lock"
+        try:
+            self._lock = path.open("a")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.chmod(0o666)
+        except BlockingIOError:
+            return False
+        except OSError as error:  # no folder to write to, or another user's file: then without it
+            log.debug("%s: %s", path, error)
+        return True
+
+    def close(self) -> None:
+        """Let others run the job."""
+        if self._lock is not None:
+            self._lock.close()
 
     def _provide(self, claim: ClaimPlan) -> None:
         if claim.directory is not None:
@@ -109,22 +134,19 @@ class Operator:
             self._changed.clear()
             if stop.is_set():
                 raise stop.error()
-            pods = list(self.pods.values())
-            error = error_of(pods)
+            error = error_of(list(self.pods.values()))
             if error is not None:
                 raise error
-            replicas = [pod.replica for pod in pods]
-            outcome = exceeded(self.job, replicas, time.monotonic() - begin)
-            if outcome is None:
-                again = [pod for pod in pods if self._goes_again(pod)]
-                outcome = verdict(self.job, [pod.replica for pod in pods if pod not in again])
-                for pod in again if outcome is None else ():
-                    self._make_again(pod, stop)
+            seen = [(pod, pod.replica) for pod in self.pods.values()]  # once: pods change while they are looked at
+            outcome = exceeded(self.job, [replica for _, replica in seen], time.monotonic() - begin)
             if outcome is not None:
                 return outcome
-
-    def _goes_again(self, pod: Pod) -> bool:
-        return pod.gone or is_recreated(pod.plan.restart_policy, pod.replica)
+            again = [pod for pod, replica in seen if pod.gone or is_recreated(pod.plan.restart_policy, replica)]
+            outcome = verdict(self.job, [replica for pod, replica in seen if pod not in again])
+            if outcome is not None:
+                return outcome
+            for pod in again:
+                self._make_again(pod, stop)
 
     def _make(self, plan: PodPlan) -> None:
         host = self.job.host_name(plan.type, plan.index)

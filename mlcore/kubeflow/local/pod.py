@@ -54,6 +54,7 @@ class Pod:
         self._engine, self._console, self._changed = engine, console, changed
         self._network, self._labels = tuple(network), tuple(labels)
         self._stopping = threading.Event()
+        self._left = threading.Event()
         self._lock = threading.Lock()  # a container is started or stopped, never both
         self._running: str | None = None
         self._follower: Follower | None = None
@@ -81,6 +82,8 @@ class Pod:
             # The operator's thread raises it; a bug of ours keeps its traceback that way.
             self.error = error
             phase = "Failed"
+        if self._left.is_set():
+            return
         self.ended_at = time.monotonic()
         self.phase = phase
         self._changed()
@@ -141,6 +144,8 @@ class Pod:
             self._follower = Follower(self._engine, name, self.plan.name, self._console, since)
             self._follower.wait()
             since = time.time()
+            if self._left.is_set():
+                return None
             state = self._engine.state(name)
             if state is not None and not state.running and state.exit_code == _KILLED:
                 time.sleep(_PAUSE_S)  # `docker rm --force` kills before it removes
@@ -165,6 +170,7 @@ class Pod:
 
     def leave(self) -> None:
         """Look after it no longer; its container goes on."""
+        self._left.set()
         if self._follower is not None:
             self._follower.close()
 

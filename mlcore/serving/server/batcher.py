@@ -1,8 +1,8 @@
 """Requests put together: one call of the model for many of them, from a queue that is bounded. No TensorFlow.
 
 Requests wait in lanes; those of a lane fit together: same version, signature, types and shapes, so that pictures of
-different sizes never mix. A batch goes to a worker thread as soon as one is free (or `max_delay_s` after its first
-request came), so a lone request does not wait and a busy server fills its batches.
+different sizes never mix. A batch goes to a free worker thread when it is full, when as many requests came for it as
+came together of late, or `max_delay_s` after its first: a lone client never waits, a busy server fills its batches.
 
 Everything but the call itself happens in the event loop's thread.
 """
@@ -21,7 +21,7 @@ import numpy as np
 from mlcore.serving.server.errors import Code, RequestError
 from mlcore.serving.server.signature import Array, Arrays
 
-_SETTLED = 16
+_REMEMBERED = 16  # batches
 
 Run = Callable[[Arrays], dict[str, Array]]
 
@@ -41,7 +41,6 @@ class _Lane:
 
     run: Run
     joinable: bool
-    short: bool
     observe: Callable[[int], None]
     jobs: deque[_Job] = field(default_factory=deque)
     examples: int = 0
@@ -77,12 +76,13 @@ class Batcher:
         self._is_bad_input = is_bad_input
         self._message_of = message_of
         self._lanes: OrderedDict[Hashable, _Lane] = OrderedDict()
-        self._free = workers
+        self._workers = self._free = workers
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="batch")
         self._timer: asyncio.TimerHandle | None = None
         self._scheduled = False
         self._expected = 1  # requests that will probably come together
-        self._settled = 0  # batches for which that number stays
+        self._came: deque[int] = deque(maxlen=_REMEMBERED)  # requests of the last batches
+        self._batches = 0
 
     async def call(
         self,
@@ -92,7 +92,6 @@ class Batcher:
         examples: int,
         *,
         joinable: bool,
-        short: bool = False,
         observe: Callable[[int], None] = lambda size: None,
     ) -> dict[str, Array]:
         """The model's answer to a request.
@@ -103,7 +102,6 @@ class Batcher:
             inputs: The request's tensors, checked.
             examples: How many examples are in it.
             joinable: Whether it may go together with others.
-            short: Whether a batch takes so little time that the event loop's own thread may run it.
             observe: Told the number of examples of each batch.
 
         Raises:
@@ -124,7 +122,7 @@ class Batcher:
             lane_key = job.result  # a lane of its own
         lane = self._lanes.get(lane_key)
         if lane is None:
-            lane = self._lanes[lane_key] = _Lane(run, joinable and bool(examples), short, observe)
+            lane = self._lanes[lane_key] = _Lane(run, joinable and bool(examples), observe)
             lane.due = time.monotonic() + (self.max_delay_s if lane.joinable else 0.0)
         lane.jobs.append(job)
         lane.examples += weight
@@ -174,40 +172,35 @@ class Batcher:
         if not jobs:
             return
         if lane.joinable:
-            self._learn(len(jobs), full=examples >= self.max_batch_size)
+            self._learn(len(jobs))
         lane.observe(examples)
-        if lane.short and examples <= self.max_batch_size:
-            self._give(jobs, self._safe_answers(lane, jobs))
-            return
         self._free -= 1
         loop = asyncio.get_running_loop()
         self._threads.submit(self._work, loop, lane, jobs)
 
-    def _learn(self, came: int, full: bool) -> None:
-        """Set how many requests the next batch waits for, from how many came for this one.
+    def _learn(self, came: int) -> None:
+        """Set how many requests the next batch waits for, from how many came for the last ones.
 
-        A lone client has no two requests at once, so it never waits. Where two came together, twice as many are tried,
-        and so on until the delay is over before they came; then their number stays for a while.
+        A lone client has no two requests at once, so it never waits. Now and then a batch waits the whole delay, to see
+        whether more would come.
         """
-        if came < self._expected and not full:
-            self._expected, self._settled = came, _SETTLED
-        elif self._settled:
-            self._settled -= 1
-        elif came > 1:
-            self._expected = min(2 * came, self.max_batch_size)
+        self._came.append(came)
+        self._batches += 1
+        most = max(self._came)
+        self._expected = self.max_batch_size if most > 1 and self._batches % _REMEMBERED == 0 else most
 
     def _work(self, loop: asyncio.AbstractEventLoop, lane: _Lane, jobs: list[_Job]) -> None:
         """In a worker thread: call the model, hand the answers back."""
-        answers = self._safe_answers(lane, jobs)
+        answers: list[Any]
+        try:
+            answers = self._answers(lane, jobs)
+        except BaseException as error:  # a bug in here must not leave requests without an answer
+            answers = [error] * len(jobs)
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(self._finish, jobs, answers)
 
     def _finish(self, jobs: Sequence[_Job], answers: Sequence[Any]) -> None:
         self._free += 1
-        self._give(jobs, answers)
-        self._dispatch()
-
-    def _give(self, jobs: Sequence[_Job], answers: Sequence[Any]) -> None:
         for job, answer in zip(jobs, answers, strict=True):
             if job.result.done():
                 continue
@@ -215,12 +208,7 @@ class Batcher:
                 job.result.set_exception(answer)
             else:
                 job.result.set_result(answer)
-
-    def _safe_answers(self, lane: _Lane, jobs: Sequence[_Job]) -> list[Any]:
-        try:
-            return self._answers(lane, jobs)
-        except BaseException as error:  # a bug in here must not leave requests without an answer
-            return [error] * len(jobs)
+        self._dispatch()
 
     def _answers(self, lane: _Lane, jobs: Sequence[_Job]) -> list[Any]:
         """An answer or an error for each request; one that the model refuses does not spoil the others."""
@@ -255,7 +243,7 @@ class Batcher:
     @property
     def idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
-        return not self.waiting and self._free == self._threads._max_workers
+        return not self.waiting and self._free == self._workers
 
     def close(self) -> None:
         """End the worker threads."""

@@ -41,6 +41,15 @@ async def answering(request: Request, context: grpc.aio.ServicerContext) -> Asyn
         await context.abort(grpc.StatusCode.INTERNAL, "internal error; the server's log has more")
 
 
+@contextlib.asynccontextmanager
+async def telling(context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
+    """A question about the server, which is no prediction and not counted; an error inside becomes its status."""
+    try:
+        yield
+    except RequestError as error:
+        await context.abort(getattr(grpc.StatusCode, error.code.grpc), str(error))
+
+
 def health_handler(is_ready: Callable[[], bool], names: tuple[str, ...]) -> grpc.GenericRpcHandler:
     """The standard health service (grpc/health/v1): what Kubernetes' gRPC probes ask.
 

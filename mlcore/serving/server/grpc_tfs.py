@@ -17,7 +17,7 @@ from tensorflow_serving.apis import (
 
 from mlcore.mnist.tensorflow import tf
 from mlcore.serving.server.errors import RequestError
-from mlcore.serving.server.grpc_common import answering, deadline_of, metadata_id
+from mlcore.serving.server.grpc_common import answering, deadline_of, metadata_id, telling
 from mlcore.serving.server.service import Service
 from mlcore.serving.server.signature import Array, TensorSpec
 from mlcore.serving.server.states import version_states
@@ -179,13 +179,15 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer): 
 
     async def GetModelMetadata(self, message: Any, context: grpc.aio.ServicerContext) -> Any:
         """The signatures of a version."""
-        async with answering(self.service.request(PROTOCOL, metadata_id(context)), context) as request:
+        async with telling(context):
             for field in message.metadata_field:
                 if field != _METADATA_FIELD:
                     raise RequestError(f"metadata_field {field!r}: expected {_METADATA_FIELD!r}")
             if not message.metadata_field:
                 raise RequestError(f"metadata_field: expected {_METADATA_FIELD!r}")
-            version = request.choose(message.model_spec.name, _wanted_version(message.model_spec))
+            repository = self.service.repository
+            version = repository.acquire(message.model_spec.name, _wanted_version(message.model_spec), "")
+            repository.release(version)
             response = get_model_metadata_pb2.GetModelMetadataResponse()
             response.model_spec.name = message.model_spec.name
             response.model_spec.version.value = version.number
@@ -201,7 +203,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):  # type: ignore
 
     async def GetModelStatus(self, message: Any, context: grpc.aio.ServicerContext) -> Any:
         """The states of the versions."""
-        async with answering(self.service.request(PROTOCOL, metadata_id(context)), context):
+        async with telling(context):
             spec = message.model_spec
             response = get_model_status_pb2.GetModelStatusResponse()
             for state in version_states(self.service.repository, spec.name, _wanted_version(spec)):

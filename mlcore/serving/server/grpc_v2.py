@@ -15,6 +15,7 @@ from mlcore.serving.server.service import Service
 from mlcore.serving.server.signature import Array, Signature
 
 PROTOCOL = "v2-grpc"
+REPOSITORY = "the directory of the versions says what is loaded; it cannot be asked for"
 
 
 class Servicer(InferenceServicer):  # type: ignore[misc]
@@ -60,6 +61,14 @@ class Servicer(InferenceServicer):  # type: ignore[misc]
             )
         except RequestError as error:
             await context.abort(getattr(grpc.StatusCode, error.code.grpc), str(error))
+
+    async def RepositoryModelLoad(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        """Refused: the directory of the versions says what is loaded."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, REPOSITORY)
+
+    async def RepositoryModelUnload(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        """Refused, too."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, REPOSITORY)
 
 
 def _version(text: str) -> int | None:

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import socket
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,7 +40,7 @@ with _no_arguments():
 
 from mlcore.serving.server.errors import Code, RequestError  # noqa: E402 kserve must not see our command line
 from mlcore.serving.server.grpc_common import health_handler  # noqa: E402
-from mlcore.serving.server.grpc_v2 import Servicer  # noqa: E402
+from mlcore.serving.server.grpc_v2 import REPOSITORY, Servicer  # noqa: E402
 from mlcore.serving.server.http import BoundedBodies, error_response  # noqa: E402
 from mlcore.serving.server.rest_v1 import V1  # noqa: E402
 from mlcore.serving.server.rest_v2 import V2  # noqa: E402
@@ -59,6 +60,18 @@ class _Model(kserve.Model):  # type: ignore[misc]
     async def healthy(self) -> bool:
         """Whether it answers."""
         return self.service.ready
+
+
+class _Registry(kserve.ModelRepository):  # type: ignore[misc]
+    """kserve's registry, which clients cannot change."""
+
+    def load(self, name: str) -> bool:
+        """Refused."""
+        raise NotImplementedError(REPOSITORY)
+
+    def unload(self, name: str) -> None:
+        """Refused."""
+        raise NotImplementedError(REPOSITORY)
 
 
 class _DataPlane(DataPlane):  # type: ignore[misc]
@@ -108,11 +121,13 @@ class _Rest(RESTServer):  # type: ignore[misc]
 
     def _add_middlewares(self, app: Any) -> None:
         """In place of kserve's, which logs the time of each request."""
+        app.middleware_stack = None  # that of an earlier server in this process
         app.user_middleware.clear()
         app.add_middleware(BoundedBodies, max_bytes=self.max_bytes)
 
     async def serve(self, listener: socket.socket) -> None:
         """Answer until `stop`."""
+        warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")  # kserve's choice
         self.create_application()
         await self._server.serve(sockets=[listener])
 
@@ -157,7 +172,9 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
         self, service: Service, name: str, *, host: str, ports: tuple[int, int, int], max_bytes: int, drain_s: float
     ) -> None:
         logging.getLogger("kserve").addHandler(logging.NullHandler())  # else kserve configures its own
-        super().__init__(http_port=ports[0], grpc_port=ports[1], enable_latency_logging=False)
+        super().__init__(
+            http_port=ports[0], grpc_port=ports[1], registered_models=_Registry(), enable_latency_logging=False
+        )
         self.service = service
         self.host = host
         self.max_bytes = max_bytes
@@ -198,7 +215,8 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
         for server, flag, port, service in names:
             server.add_generic_rpc_handlers((health_handler(lambda: self.service.ready, (service, self._name)),))
             try:
-                bound.append(server.add_insecure_port(f"{self.host}:{port}"))
+                host = f"[{self.host}]" if ":" in self.host else self.host
+                bound.append(server.add_insecure_port(f"{host}:{port}"))
             except RuntimeError as error:
                 raise UsageError(f"{flag}={port}: cannot listen on {self.host}:{port}; is it in use?") from error
         for server in (v2, tfs):
@@ -228,7 +246,8 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
 def _listen(host: str, port: int) -> socket.socket:
     """A listening socket, so that a port that is taken is an error of ours and not uvicorn's exit."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family)
+    # With the protocol named, asyncio sends without delay; else the second part of an answer waits 40 ms for an ACK.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))

@@ -12,6 +12,7 @@ class Metrics:
 
     def __init__(self, model: str, registry: CollectorRegistry = REGISTRY) -> None:
         self.model = model
+        self._registry = registry
         prefix = "mlcore_serving"
         self.requests = Counter(
             f"{prefix}_requests", "Requests answered or refused.", ("model", "version", "protocol", "code"),
@@ -44,6 +45,12 @@ class Metrics:
         self._counted: dict[tuple[int | None, str, str], Counter] = {}
         self._batches: dict[int, Histogram] = {}
         self._timed: dict[tuple[int | None, str], Histogram] = {}
+
+    def close(self) -> None:
+        """Take the metrics off the page, for another server in this process."""
+        for metric in (self.requests, self.latency, self.batch_size, self.queue, self.in_flight, self.version,
+                       self.load_failures, self.load_seconds, self.log_entries):  # fmt: skip
+            self._registry.unregister(metric)
 
     def request(self, version: int | None, protocol: str, code: str, seconds: float) -> None:
         """Count a request that is done."""

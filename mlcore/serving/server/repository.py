@@ -33,7 +33,6 @@ class Model(Protocol):
     @property
     def default_signature(self) -> str: ...
     def run(self, signature: str, inputs: Arrays) -> dict[str, Any]: ...
-    def is_short(self, signature: str) -> bool: ...
     def warm_up(self) -> None: ...
     def close(self) -> None: ...
 
@@ -91,6 +90,7 @@ class Repository:
         self.base = base
         self.failures: dict[int, Failure] = {}
         self.loading: int | None = None
+        self.threads = 0  # that load something
         self._load = load
         self._policy = policy
         self._traffic = traffic
@@ -182,7 +182,7 @@ class Repository:
         started = time.monotonic()
         self.loading = number
         try:
-            model = await asyncio.to_thread(self._load, directory)
+            model = await asyncio.to_thread(self._load_in_thread, directory)
         except Exception as error:
             self.failures[number] = Failure(stamp, str(error))
             self._metrics.load_failures.labels(self.name).inc()
@@ -200,6 +200,13 @@ class Repository:
         log.info("version %d of %s is served; it took %.1f s to load", number, self.name, seconds)
         if before is not None:
             self._retire(before)
+
+    def _load_in_thread(self, directory: Path) -> Model:
+        self.threads += 1
+        try:
+            return self._load(directory)
+        finally:
+            self.threads -= 1
 
     def _retire_others(self, wanted: list[int]) -> None:
         good = [number for number in self._versions if number in wanted]

@@ -73,8 +73,9 @@ class V1:
             "name": self.service.repository.name,
             "ready": ready,
         }
-        # KServe's clients take any other status than 200 as not ready; TensorFlow Serving answers 200.
-        return Response(json_tensors.dumps(body), 200 if ready else Code.UNAVAILABLE.http, media_type=JSON)
+        # KServe asks here whether the model is ready: by the status. TensorFlow Serving answers 200 for what it knows.
+        status = Code.UNAVAILABLE if version_number(http) is None and not ready else Code.OK
+        return Response(json_tensors.dumps(body), status.http, media_type=JSON)
 
     async def metadata(self, http: HttpRequest) -> Response:
         """The signatures of a version."""

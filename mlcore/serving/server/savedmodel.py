@@ -53,7 +53,6 @@ class SavedModel:
             if not self.signature_defs:
                 raise DataError(f"{directory}: holds no signature that can be called")
             self.signatures = {name: _signature(name, value) for name, value in self.signature_defs.items()}
-            self._short: set[str] = set()
             self._calls = {name: self._callable(signature) for name, signature in self.signatures.items()}
         except DataError:
             self._session.close()
@@ -82,10 +81,6 @@ class SavedModel:
         specs = self.signatures[signature]
         values = self._calls[signature](*(inputs[name] for name in specs.inputs))
         return dict(zip(specs.outputs, values, strict=True))
-
-    def is_short(self, signature: str) -> bool:
-        """Whether a call takes so little that handing it to another thread costs more than it gains."""
-        return signature in self._short
 
     def warm_up(self) -> None:
         """Call every signature, with one example and with two, so that no request pays for the first call.
@@ -119,7 +114,6 @@ class SavedModel:
             times.append(time.perf_counter() - started)
         if min(times) < _SHORT_S:
             self._calls[name] = self._callable(self.signatures[name], _IN_CALLERS_THREAD)
-            self._short.add(name)
             self.run(name, sample)
 
     def close(self) -> None:

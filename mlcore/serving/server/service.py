@@ -141,7 +141,6 @@ class Request:
                     inputs,
                     examples,
                     joinable=signature.joinable,
-                    short=version.model.is_short(name),
                     observe=lambda size: service.metrics.observe_batch(number, size),
                 )
         except TimeoutError:

@@ -19,8 +19,8 @@ def publish_classifier(base: Path, seed: int) -> int:
 
     samples = np.random.default_rng(0).integers(0, 255, (4, 28, 28), np.uint8)
     version, _ = publish(
-        Network((28, 28), (256, 64), 10, seed=seed), base, classes=DIGITS, parameters={"seed": seed}, data_version="none",
-        metrics={"accuracy": 0.1}, samples=samples,
+        Network((28, 28), (256, 64), 10, seed=seed), base, classes=DIGITS, parameters={"seed": seed},
+        data_version="none", metrics={"accuracy": 0.1}, samples=samples,
     )  # fmt: skip
     return version
 
@@ -68,7 +68,7 @@ def publish_slow(base: Path) -> None:
     from mlcore.mnist.tensorflow import tf
 
     class Slow(tf.Module):
-        @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, "milliseconds")])
+        @tf.function(input_signature=[tf.TensorSpec([None, 1], tf.float32, "milliseconds")])
         def wait(self, milliseconds):
             end = tf.timestamp() + tf.cast(tf.reduce_sum(milliseconds), tf.float64) / 1000.0
             matrix = tf.random.uniform([64, 64])

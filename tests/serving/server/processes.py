@@ -47,7 +47,7 @@ class Server:
         environment.pop("PYTHONDONTWRITEBYTECODE", None)  # it doubles the time of TensorFlow's import
         command = [
             sys.executable, "-m", "mlcore", "serve", f"--model-name={self.name}", f"--models-dir={self.models_dir}",
-            *(f"--{flag}={port}" for flag, port in zip(("http-port", "grpc-port", "tfs-port"), self.ports, strict=True)),
+            *(f"--{flag}-port={port}" for flag, port in zip(("http", "grpc", "tfs"), self.ports, strict=True)),
             "--host=127.0.0.1", "--poll-interval-s=0.2", *self.flags,
         ]  # fmt: skip
         with self.log.open("ab") as log:

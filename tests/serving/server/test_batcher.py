@@ -35,19 +35,15 @@ class Doubler:
 
 def make(**options):
     defaults = {"max_batch_size": 8, "max_delay_s": 0.0, "max_queue": 100, "workers": 1}
-    return Batcher(
-        **defaults | options, is_bad_input=lambda error: isinstance(error, BadInput), message_of=str
-    )
+    return Batcher(**defaults | options, is_bad_input=lambda error: isinstance(error, BadInput), message_of=str)
 
 
 def values(*numbers, width=3):
     return {"x": np.array([[number] * width for number in numbers], np.float32).reshape(len(numbers), width)}
 
 
-async def ask(batcher, model, *numbers, key="k", width=3, joinable=True, short=False):
-    outputs = await batcher.call(
-        key, model, values(*numbers, width=width), len(numbers), joinable=joinable, short=short
-    )
+async def ask(batcher, model, *numbers, key="k", width=3, joinable=True):
+    outputs = await batcher.call(key, model, values(*numbers, width=width), len(numbers), joinable=joinable)
     assert outputs["y"].shape == (len(numbers), width)
     return outputs["y"][:, 0].tolist()
 
@@ -64,11 +60,10 @@ async def ask_behind(batcher, model, asking, count=None):
     return await asyncio.gather(*tasks, return_exceptions=True)
 
 
-@pytest.mark.parametrize("short", [False, True])
-def test_each_request_gets_its_own_answer(short):
+def test_each_request_gets_its_own_answer():
     async def main():
         batcher, model = make(), Doubler()
-        answers = await asyncio.gather(*(ask(batcher, model, n, n + 1, short=short) for n in range(50)))
+        answers = await asyncio.gather(*(ask(batcher, model, n, n + 1) for n in range(50)))
         assert answers == [[2 * n, 2 * n + 2] for n in range(50)]
         assert max(model.calls) <= 8
         assert sum(model.calls) == 100

@@ -34,7 +34,8 @@ async def main():
     for binary in (True, False):
         answers[f"grpc {binary}"] = await client.infer(request(binary))
     rest = InferenceRESTClient(RESTConfig(protocol="v2"))
-    assert await rest.is_server_live(http) and await rest.is_server_ready(http) and await rest.is_model_ready(http, "mnist")
+    assert await rest.is_server_live(http) and await rest.is_server_ready(http)
+    assert await rest.is_model_ready(http, "mnist")
     for binary in (True, False):
         answers[f"rest {binary}"] = await rest.infer(http, request(binary), model_name="mnist")
     v1 = InferenceRESTClient(RESTConfig(protocol="v1"))
@@ -81,8 +82,9 @@ def expected(classifier, imgs):
 
 
 def predict_request(imgs, version=None, **spec):
-    from mlcore.mnist.tensorflow import tf
     from tensorflow_serving.apis import predict_pb2
+
+    from mlcore.mnist.tensorflow import tf
 
     request = predict_pb2.PredictRequest()
     request.model_spec.name = spec.get("name", "mnist")

@@ -19,7 +19,7 @@ def test_policy_chooses(text, chosen):
 
 @pytest.mark.parametrize("text", ["", "newest", "latest:0", "latest:x", "specific:", "specific:0", "all:3"])
 def test_unknown_policy_is_refused(text):
-    with pytest.raises(UsageError, match="--version-policy=.*expected latest:N, all, or specific"):
+    with pytest.raises(UsageError, match=r"--version-policy=.*expected latest:N, all, or specific"):
         parse_policy(text)
 
 

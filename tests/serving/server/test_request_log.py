@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -111,7 +112,7 @@ def test_a_folder_that_vanishes_costs_entries_and_nothing_else(tmp_path, what, c
 def test_a_full_disk_is_counted_and_logged_once(tmp_path, caplog):
     counts = Counter()
     log = make(tmp_path, counts)
-    log._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115 the log closes it
+    log._file = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115 the log closes it
     caplog.set_level(logging.INFO)
     log.write(entry(0))
     while not counts:
@@ -130,7 +131,7 @@ def test_a_writer_that_cannot_keep_up_drops_entries_and_never_waits(tmp_path, ca
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     counts = Counter()
     log = make(tmp_path / "log", counts, payload=True)
-    log._file = open(pipe, "wb", buffering=0)  # noqa: SIM115 full after 64 KB: the writer hangs
+    log._file = pipe.open("wb", buffering=0)  # full after 64 KB: the writer hangs
     large = np.zeros(2**20, np.float32)
     started = time.monotonic()
     for number in range(50):
