@@ -141,8 +141,9 @@ def _fill_scalar(node: yaml.ScalarNode, source: str, values: Mapping[str, str], 
     def value_of(match: re.Match[str]) -> str:
         name = match[1]
         if name not in values:
+            given = f" (given: {', '.join(sorted(values))})" if values else ""
             raise UsageError(
-                f"{source}: line {node.start_mark.line + 1}: the placeholder {name} has no value; give "
+                f"{source}: line {node.start_mark.line + 1}: the placeholder {name} has no value{given}; give "
                 f"--set={name}=..., or write $${{{name}}} where the text itself is meant"
             )
         used.add(name)

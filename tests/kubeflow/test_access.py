@@ -55,6 +55,7 @@ def deploy(version, percent=100):
     return Deployment("pets", model, percent, namespace="team", timeout_s=5, timing=QUICK).run()
 
 
+@pytest.mark.slow
 def test_role_is_what_the_steps_need(api, kubeconfig, role):
     api.rules = role
     with TrainingOperator(api, {"worker-0": [Run(code=1), Run(["a=1"])]}).working():

@@ -162,6 +162,7 @@ def test_quota_that_is_exceeded_may_pass(api, kubeconfig):
         ask(connect(timing=QUICK))
 
 
+@pytest.mark.slow
 def test_proxy_of_the_environment_is_taken_but_not_for_this_machine(api, kubeconfig, tmp_path, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     monkeypatch.delenv("no_proxy", raising=False)

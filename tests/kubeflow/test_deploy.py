@@ -153,6 +153,7 @@ def test_broken_model_is_rolled_back_to_what_was_served(api, kserve, code, error
     assert traffic(api) == {"3": 100}
 
 
+@pytest.mark.slow
 def test_spec_that_kserve_refuses_is_rolled_back_though_it_got_no_revision(api, kserve):
     with kserve(Rollout(), Rollout(failure="NoSupportingRuntime", invalid=True)) as controller:
         run(version(1))
@@ -162,6 +163,7 @@ def test_spec_that_kserve_refuses_is_rolled_back_though_it_got_no_revision(api, 
     assert controller.revisions == 2 and traffic(api) == {"1": 100}
 
 
+@pytest.mark.slow
 def test_broken_new_service_is_deleted_again(api, kserve):
     with (
         kserve(Rollout(failure="NoSupportingRuntime")),

@@ -40,6 +40,7 @@ def test_placeholders(text, values, expected):
     ("text", "values", "words"),
     [
         ("{{n}}", {}, "line 2: the placeholder n has no value; give --set=n=..., or write $${n}"),
+        ("{{epochs}}", {"epoch": "1"}, "the placeholder epochs has no value (given: epoch); give --set=epochs"),
         ("${some-name}", {}, "the placeholder some-name has no value"),
         ("{{n}}", {"n": "1", "m": "2"}, "--set=m=...: m.yaml has no such placeholder; it has n"),
         ("x", {"m": "2"}, "it has none"),

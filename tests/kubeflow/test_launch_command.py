@@ -55,7 +55,8 @@ def test_success_is_0_with_results_for_pipelines(api, command, manifest, tmp_pat
     assert (outcome["state"], outcome["metrics"], outcome["exit_code"]) == ("Succeeded", {"accuracy": 0.97}, 0)
 
 
-@pytest.mark.parametrize(("code", "expected"), [(2, 65), pytest.param(75, 75, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("code", "expected"), [(2, 65), (75, 75)])
 def test_failure_is_one_line_and_its_code(api, command, manifest, code, expected):
     with TrainingOperator(api, {"worker-0": [Run(["mlcore mnist-train: error: cut"], code=code)]}).working():
         done = command(*ARGUMENTS, f"--manifest={manifest}").wait()
@@ -80,6 +81,7 @@ def test_sigterm_leaves_the_job_and_the_same_command_follows_it(api, command, ma
         assert done.returncode == 0 and '"a": 14' in done.stdout
 
 
+@pytest.mark.slow
 def test_sigterm_deletes_the_job_on_demand(api, command, manifest):
     with TrainingOperator(api, {}).working():
         started = command(*ARGUMENTS, f"--manifest={manifest}", "--delete-on-stop=true")
