@@ -24,24 +24,33 @@ variable "STEPS" {
     { name = "export", flavour = "detection" },
     { name = "predict", flavour = "predict" },
     { name = "serve", flavour = "serving" },
+    { name = "verify", flavour = "client" },
+    { name = "versions", flavour = "client" },
     { name = "mnist-download", flavour = "data" },
     { name = "mnist-train", flavour = "tensorflow" },
     { name = "mnist-evaluate", flavour = "tensorflow" },
   ]
 }
 
+# A step once more, with the packages for a part of what it does.
+variable "VARIANTS" {
+  default = [
+    { name = "predict-client", step = "predict", flavour = "client" },  # predict --server, without TensorFlow
+  ]
+}
+
 variable "LIGHT" { default = ["fetch", "data", "client", "kubeflow"] }  # flavours without TensorFlow
 
 group "default" {
-  targets = ["step"]
+  targets = ["step", "variant"]
 }
 
 group "light" {
-  targets = [for step in STEPS : step.name if contains(LIGHT, step.flavour)]
+  targets = [for step in concat(STEPS, VARIANTS) : step.name if contains(LIGHT, step.flavour)]
 }
 
 group "tf" {
-  targets = [for step in STEPS : step.name if !contains(LIGHT, step.flavour)]
+  targets = [for step in concat(STEPS, VARIANTS) : step.name if !contains(LIGHT, step.flavour)]
 }
 
 # Lint and fast tests with the packages of the images.
@@ -79,6 +88,16 @@ target "step" {
   args     = { STEP = step.name, FLAVOUR = step.flavour }
   labels   = labels(step.name)
   tags     = ["${REGISTRY}/${step.name}:${TAG}"]
+}
+
+target "variant" {
+  inherits = ["_common"]
+  name     = variant.name
+  matrix   = { variant = VARIANTS }
+  target   = "step"
+  args     = { STEP = variant.step, FLAVOUR = variant.flavour }
+  labels   = labels(variant.name)
+  tags     = ["${REGISTRY}/${variant.name}:${TAG}"]
 }
 
 # The training steps with CUDA.

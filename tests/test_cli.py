@@ -188,3 +188,35 @@ def test_help_is_quick_and_loads_no_tensorflow(name):
             break
         time.sleep(0.5)
     assert min(seconds) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [
+        (["{base}", "rollback"], {}),
+        (["rollback", "--models-dir={base}"], {}),
+        (["--action=rollback", "--models-dir={base}"], {}),
+        (["{base}"], {"MLCORE_ACTION": "rollback"}),
+        (["--action=rollback", "--deadline-s=1"], {"MLCORE_MODELS_DIR": "{base}"}),
+    ],
+)
+def test_a_value_may_stand_alone_where_the_step_says_so(tmp_path, monkeypatch, capsys, arguments, environment):
+    for number in (1, 2):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "saved_model.pb").touch()
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value.format(base=tmp_path))
+    code = cli.main(["versions", *(argument.format(base=tmp_path) for argument in arguments)])
+    captured = capsys.readouterr()
+    if arguments[0] == "rollback":  # the first that stands alone is the directory
+        assert code == 2 and "--models-dir" in captured.err
+    else:
+        assert code == 0 and " serving=1\n" in captured.out, captured.err
+
+
+def test_help_and_readme_say_which_values_may_stand_alone(capsys, project):
+    assert cli.main(["versions", "--help"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "mlcore versions [OPTIONS] [MODELS-DIR] [ACTION]" in out and "also without the flag, as MODELS-DIR" in out
+    text = (project / "steps" / "versions" / "README.md").read_text()
+    assert "The value may stand alone, without the flag, as MODELS-DIR." in text

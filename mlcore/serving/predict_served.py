@@ -65,7 +65,10 @@ def predict_served(
             overwrite=overwrite,
         )
         if (done := output.existing()) is not None:
-            return PredictResult(**done["results"], model=None, output_dir=output_dir, server=server)
+            if version is not None:
+                return PredictResult(**done["results"], model=None, output_dir=output_dir, server=server)
+            log.info("%s does not tell the version of the model, so it is asked again", client)
+            output.overwrite = True
         batch = max(_BATCH, 2 * concurrency)
         name = f"{model_name} (version {version or 'unknown'}) at {client.server}, asked by {protocol}"
         described = where | {"signature": target.signature}

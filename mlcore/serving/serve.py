@@ -52,7 +52,7 @@ def serve(
     traffic: tuple[str, ...] = (),
     poll_interval_s: Annotated[float, Range(min=0.1)] = 2.0,
     max_batch_size: Annotated[int, Range(min=1)] = 64,
-    max_batch_delay_ms: Annotated[float, Range(min=0)] = 0.0,
+    max_batch_delay_ms: Annotated[float, Range(min=0)] = 5.0,
     max_queue: Annotated[int, Range(min=1)] = 1024,
     batch_workers: Annotated[int, Range(min=1)] = 1,
     threads: Annotated[int, Range(min=0)] = 0,
@@ -86,8 +86,8 @@ def serve(
             always goes to the same version.
         poll_interval_s: Seconds between two looks at the directory.
         max_batch_size: Most examples of one call of the model; 1: requests are never put together.
-        max_batch_delay_ms: How long the first request of a batch waits for others though a thread is free. At 0 batches
-            form while the model is busy, and a lone request never waits.
+        max_batch_delay_ms: How long the first request of a batch waits at most for as many others as came together of
+            late. The requests of a lone client never wait.
         max_queue: Most examples that wait; requests beyond are refused with 429 or RESOURCE_EXHAUSTED.
         batch_workers: Batches that run at once.
         threads: Threads of one operation; 0: as many as there are cores.
@@ -144,7 +144,14 @@ def serve(
             service, model_name, host=host, ports=(http_port, grpc_port, tfs_port),
             max_bytes=int(max_request_mb * 1e6), drain_s=drain_timeout_s,
         )  # fmt: skip
-        return await _run(server, service, stop, poll_interval_s, run_seconds)
+        result = await _run(server, service, stop, poll_interval_s, run_seconds)
+        if stop.is_set() and not (batcher.idle and repository.loading is None):
+            # Python would wait for a thread that is inside the model, however long that takes.
+            log.warning("leaving while the model still works on what is no longer waited for")
+            if kept is not None:
+                kept.close()
+            os._exit(stop.error().exit_code)
+        return result
 
     with stop_flag() as stop:
         try:

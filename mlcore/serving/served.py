@@ -10,7 +10,6 @@ else:
 import io
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -31,12 +30,14 @@ from mlcore.serving.clients.client import (
     bytes_array,
 )
 from mlcore.serving.latency import Latencies
+from mlcore.serving.request_pool import RequestPool
 
 Task = Literal["detection", "classification"]
 T = TypeVar("T")
 R = TypeVar("R")
 
 BOXES, SCORES, CLASSES, COUNT = "detection_boxes", "detection_scores", "detection_classes", "num_detections"
+_MOST_NORMALISED = 2.0  # a little above 1 happens; boxes in pixels are far above
 PROBABILITIES, CLASS_IDS, NAMES = "probabilities", "class_ids", "classes"
 
 
@@ -136,7 +137,7 @@ class _Calls:
         self.client = client
         self.target = target
         self.latencies = Latencies()
-        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="request")
+        self._pool = RequestPool(concurrency)
 
     def __enter__(self) -> Self:
         return self
@@ -144,7 +145,7 @@ class _Calls:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.close(wait=kind is None or issubclass(kind, Exception))  # else the step was asked to stop
 
     def call(self, array: Array) -> dict[str, Array]:
         """One request, timed."""
@@ -155,13 +156,7 @@ class _Calls:
 
     def each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """The function over all items, in their order, several at a time; the first error ends it."""
-        futures = [self._pool.submit(function, item) for item in items]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
+        return self._pool.each(function, items)
 
 
 class ServedDetector(_Calls):
@@ -189,7 +184,10 @@ class ServedDetector(_Calls):
 
     def detect_one(self, image: bytes) -> Detections:
         """The detections of one encoded picture."""
-        return detections_in(self.call(self.request([image])), 0, str(self.client))
+        outputs = self.call(self.request([image]))
+        if np.size(outputs.get(BOXES, ())) and float(np.max(outputs[BOXES])) > _MOST_NORMALISED:
+            outputs[BOXES] = _normalised(outputs[BOXES], image)
+        return detections_in(outputs, 0, str(self.client))
 
     def request(self, images: Sequence[bytes]) -> Array:
         """Encoded pictures as the model's input; of pixels, pictures of one size."""
@@ -222,6 +220,15 @@ class ServedClassifier(_Calls):
             imgs: uint8 of shape (n, rows, columns), 0 black to 255 white.
         """
         return classes_in(self.call(self.request(imgs)), len(imgs), str(self.client))
+
+
+def _normalised(boxes: Array, image: bytes) -> Array:
+    """Boxes in pixels of the picture, as exports of official.vision give them by default, in 0..1 of it."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(image)) as opened:
+        width, height = opened.size
+    return np.asarray(boxes, np.float64) / [height, width, height, width]
 
 
 def decode(image: bytes) -> Array:

@@ -1,5 +1,6 @@
 """The step `verify`: the integration test of a deployed model."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -105,13 +106,13 @@ def verify(
         data_dir: Samples with their truth: the four IDX files or the arrays of mlcore mnist-download for a classifier,
             the records of mlcore convert for a detector. Without it only golden and edge cases are checked.
         split: Split of the records.
-        samples: Most samples that are sent: of MNIST evenly spread over the test part, of records the first.
+        samples: Most samples that are sent: of MNIST the same random ones each time, of records the first.
         acceptable_accuracy: Least accuracy of a classifier.
         acceptable_ap50: Least AP50 of a detector.
         max_p95_ms: Longest time that 95 of 100 requests with one sample may take, in milliseconds.
         golden: File of golden cases, pictures with the answers that are expected.
         golden_tolerance: Largest difference of a probability in a golden case.
-        write_golden: Record the answers to the first samples in this file of golden cases.
+        write_golden: Record the answers to the first samples in this file of golden cases, if the model is accepted.
         golden_cases: How many are recorded.
         edge_cases: Try the edge cases.
         ready_timeout_s: Longest wait until the model is ready, in seconds.
@@ -127,6 +128,8 @@ def verify(
         DataError: The model is not good enough, too slow, or a golden or edge case went wrong.
         TransientError: The model is not ready in time, or the server stopped answering.
     """
+    if data_dir is not None and not data_dir.is_dir():
+        raise UsageError(f"--data-dir={data_dir}: no such directory")
     if data_dir is None:
         for flag, value in (
             ("--acceptable-accuracy", acceptable_accuracy), ("--acceptable-ap50", acceptable_ap50),
@@ -143,20 +146,20 @@ def verify(
     from mlcore.serving.verification import golden as goldens
     from mlcore.serving.verification.edge_cases import check_edges
 
-    with connect(server, protocol, model_name, deadline_s=deadline_s) as client:
+    # The folder for the report is made first, so that one that cannot be written is known before the work.
+    with contextlib.ExitStack() as stack:
+        directory = None if output is None else stack.enter_context(output.writing())
+        client = stack.enter_context(connect(server, protocol, model_name, deadline_s=deadline_s))
         ready_s = client.wait_until_ready(ready_timeout_s)
         target = find_target(client, signature)
         _check_wanted(target, acceptable_accuracy, acceptable_ap50)
         taken = None if data_dir is None else _load(target, data_dir, split, samples)
         cases = [] if golden is None else goldens.read_golden(golden, target.task)
-        kind = ServedDetector if target.task == "detection" else ServedClassifier
-        with kind(client, target, concurrency=1) as model:
-            golden_outcomes = goldens.check_golden(cases, model, golden_tolerance)
-            measured = _measure(model, taken)
-            if write_golden is not None and taken is not None:
-                written = goldens.write_golden(write_golden, model, taken.pictures(golden_cases))
-                log.info("%s: %d golden cases recorded", write_golden, written)
-            edge_outcomes = check_edges(model) if edge_cases else []
+        model = ServedDetector(client, target, 1) if target.task == "detection" else ServedClassifier(client, target, 1)
+        stack.enter_context(model)
+        golden_outcomes = goldens.check_golden(cases, model, golden_tolerance)
+        measured = _measure(model, taken)
+        edge_outcomes = check_edges(model) if edge_cases else []
         latency = measured.latency()
         result = VerifyResult(
             task=target.task,
@@ -177,9 +180,13 @@ def verify(
         )
         problems = _quality_problems(result, acceptable_accuracy, acceptable_ap50, max_p95_ms)
         problems += [f"{each.name}: {each.problem}" for each in (*golden_outcomes, *edge_outcomes) if each.problem]
-        if output is not None:
+        if write_golden is not None and taken is not None and not problems:
+            written = goldens.write_golden(write_golden, model, taken.pictures(golden_cases))
+            log.info("%s: %d golden cases recorded", write_golden, written)
+        if output is not None and directory is not None:
+            output.results = {**_named(result), "passed": not problems}
             _write(
-                output,
+                directory,
                 model=str(client),
                 result=result,
                 problems=problems,
@@ -255,12 +262,17 @@ def _quality_problems(
     return problems
 
 
+def _named(result: VerifyResult) -> dict[str, Any]:
+    """The numbers, without the place of the report."""
+    return {name: value for name, value in as_mapping(result).items() if name != "output_dir"}
+
+
 def _number(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else value
 
 
 def _write(
-    output: OutputDirectory,
+    directory: Path,
     *,
     model: str,
     result: VerifyResult,
@@ -272,7 +284,7 @@ def _write(
     """The JSON file and the report."""
     from mlcore.serving.verification.report import write_report
 
-    named = {name: value for name, value in as_mapping(result).items() if name != "output_dir"}
+    named = _named(result)
     record = {
         "model": model,
         "passed": not problems,
@@ -288,15 +300,13 @@ def _write(
     }
     shown = ("accuracy", "ap50", "p50_ms", "p95_ms", "p99_ms", "samples", "version")
     facts = {name: named[name] for name in shown if named[name] is not None}
-    output.results = {**named, "passed": not problems}
-    with output.writing() as directory:
-        (directory / VERIFICATION).write_text(json.dumps(record, indent=1) + "\n")
-        write_report(
-            directory / "report.html",
-            model=model,
-            facts=facts,
-            problems=problems,
-            measured=measured,
-            golden=golden,
-            edges=edges,
-        )
+    (directory / VERIFICATION).write_text(json.dumps(record, indent=1) + "\n")
+    write_report(
+        directory / "report.html",
+        model=model,
+        facts=facts,
+        problems=problems,
+        measured=measured,
+        golden=golden,
+        edges=edges,
+    )

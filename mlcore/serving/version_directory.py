@@ -149,15 +149,18 @@ class VersionDirectory(OutputDirectory):
         Raises:
             DataError: The wanted version is there and has another content.
         """
-        for number, directory in reversed(list_versions(self.base).items()):
+        aside = retired_versions(self.base)
+        for number, directory in [*reversed(list_versions(self.base).items()), *reversed(aside.items())]:
             if self.wanted is not None and number != self.wanted:
                 continue
             record = read_success(directory)
             if record is not None and self._difference(record) is None:
                 self.path = directory
                 log.info("%s is up to date", directory)
+                if number in aside:
+                    log.warning("it is set aside: mlcore versions %s promote --version=%d", self.base, number)
                 return record
-        if self.wanted is not None and (self.base / str(self.wanted)).exists():
+        if self.wanted is not None and (self.wanted in aside or (self.base / str(self.wanted)).exists()):
             raise self._is_taken(self.wanted)
         return None
 
@@ -176,7 +179,8 @@ class VersionDirectory(OutputDirectory):
         while True:
             target = self.base / str(number)
             try:
-                if target.exists():  # rename would replace an empty directory
+                # Rename would replace an empty directory; a version that is set aside keeps its number.
+                if target.exists() or (self.base / RETIRED / str(number)).exists():
                     raise FileExistsError(errno.EEXIST, "exists", str(target))
                 staging.rename(target)
                 break
@@ -195,13 +199,8 @@ def next_version(base: Path) -> int:
 
     Those that are set aside count, as do those that were removed: a number means one model for ever.
     """
-    taken = [0]
-    for folder in (base, base / RETIRED):
-        if folder.is_dir():
-            # In .retired, `.highest-7` keeps the highest number that was removed.
-            taken += [
-                version_number(entry.name.rpartition("-")[2]) or 0
-                for entry in folder.iterdir()
-                if entry.name.isdecimal() or (folder != base and entry.name.startswith("."))
-            ]
-    return max(taken) + 1
+    taken = [version_number(entry.name) or 0 for entry in base.iterdir()] if base.is_dir() else []
+    aside = base / RETIRED
+    if aside.is_dir():  # `.highest-7` in it keeps the highest number that there was when a version was removed
+        taken += [version_number(entry.name.rpartition("-")[2]) or 0 for entry in aside.iterdir()]
+    return max(taken, default=0) + 1

@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,6 +30,8 @@ from mlcore.serving.version_directory import (
 
 log = logging.getLogger(__name__)
 
+READY_STATES = ("AVAILABLE", "READY")
+_DEFAULT = "default"  # state of the version that answers where none is named
 _DELETED = ".deleted-"  # begins the name of a version that is being removed
 
 
@@ -99,7 +101,7 @@ def versions(
         action: What to do.
         version: The version that promote makes the highest.
         keep: Versions that prune leaves, the highest first; those that are set aside count as well.
-        server: host:port of a server to ask which versions it has.
+        server: host:port of a server to ask which versions it has; prune removes none of them.
         protocol: How the servers speak.
         model_name: Name of the model on the servers. Default: the name of the directory.
         deadline_s: Longest time that a server is asked, in seconds.
@@ -110,7 +112,7 @@ def versions(
     Raises:
         UsageError: There is no such directory or version, or nothing to roll back to.
         DataError: A number is there twice, or a version has an unreadable model.json.
-        TransientError: The directory cannot be written.
+        TransientError: The directory changed meanwhile, or a server that prune should ask does not answer.
     """
     if not models_dir.is_dir():
         raise UsageError(
@@ -121,6 +123,9 @@ def versions(
     if version is not None and action != "promote":
         raise UsageError(f"--version={version} is for promote, not for {action}")
     _check_twice(models_dir)
+    name = model_name or models_dir.resolve().name
+    # Before anything is removed: what a server still has stays.
+    held = _served(server, protocol, name, deadline_s, must_answer=action == "prune")
     removed: tuple[int, ...] = ()
     try:
         if action == "promote":
@@ -130,13 +135,12 @@ def versions(
         elif action == "rollback":
             rollback(models_dir)
         elif action == "prune":
-            removed = prune(models_dir, keep)
+            removed = prune(models_dir, keep, {number for states in held.values() for number in states})
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UsageError(f"--models-dir={models_dir}: cannot be written ({error.strerror})") from error
         raise TransientError(f"{models_dir}: {error.strerror or error} ({error.filename})") from error
     if action == "list" or server:
-        held = _served(server, protocol, model_name or models_dir.resolve().name, deadline_s)
         print(_table(describe(models_dir, held)))
     seen = tuple(list_versions(models_dir))
     return VersionsResult(
@@ -181,8 +185,13 @@ def rollback(base: Path) -> int:
     return seen[-2]
 
 
-def prune(base: Path, keep: int) -> tuple[int, ...]:
+def prune(base: Path, keep: int, served: Collection[int] = ()) -> tuple[int, ...]:
     """Remove the oldest versions, so that `keep` are left; the highest that servers see is never removed.
+
+    Args:
+        base: Directory of the versions.
+        keep: How many are left, at least.
+        served: Further versions that stay.
 
     Returns:
         The numbers that were removed.
@@ -194,12 +203,12 @@ def prune(base: Path, keep: int) -> tuple[int, ...]:
     every = sorted({*seen, *aside}, reverse=True)
     kept = [number for number in every if number == serving][:keep]
     kept += [number for number in every if number != serving][: keep - len(kept)]
-    removed = tuple(sorted(set(every) - set(kept)))
+    removed = tuple(sorted(set(every) - set(kept) - set(served)))
     for number in removed:
         folder = _retired_folder(base)
         folder.mkdir(exist_ok=True)
         _remember(base, max(every))
-        doomed = folder / f"{_DELETED}{number}-{os.getpid()}"
+        doomed = folder / f"{_DELETED}{os.getpid()}-{number}"
         (seen.get(number) or aside[number]).rename(doomed)
         shutil.rmtree(doomed)
         log.info("version %d is removed", number)
@@ -255,7 +264,7 @@ def describe(base: Path, held: Mapping[str, Mapping[int, str]] | None = None) ->
             if isinstance(record.get("time"), str):
                 made = datetime.datetime.fromisoformat(record["time"]).timestamp()
             servers = [
-                server if states[number] in ("AVAILABLE", "READY") else f"{server} ({states[number]})"
+                server if states[number] in READY_STATES else f"{server} ({states[number]})"
                 for server, states in (held or {}).items()
                 if number in states
             ]
@@ -280,8 +289,10 @@ def _numbers(metrics: Any, prefix: str = "") -> dict[str, float]:
     return numbers
 
 
-def _served(servers: tuple[str, ...], protocol: Any, model_name: str, deadline_s: float) -> dict[str, dict[int, str]]:
-    """Server -> version -> state; a server that does not answer is named in a warning."""
+def _served(
+    servers: tuple[str, ...], protocol: Any, model_name: str, deadline_s: float, *, must_answer: bool
+) -> dict[str, dict[int, str]]:
+    """Server -> version -> state; a server that does not answer is named in a warning, or an error if it must."""
     if not servers:
         return {}
     from mlcore.serving.clients import connect
@@ -290,13 +301,19 @@ def _served(servers: tuple[str, ...], protocol: Any, model_name: str, deadline_s
     for server in servers:
         with connect(server, protocol, model_name, deadline_s=deadline_s) as client:
             try:
-                held[server] = client.versions()
+                states = client.versions()
+                if client.protocol in ("tfs-grpc", "v1") and any(state in READY_STATES for state in states.values()):
+                    default = client.metadata().version
+                    states |= {default: _DEFAULT} if default in states else {}
+                held[server] = states
             except (TransientError, UsageError, DataError) as error:
+                if must_answer:
+                    raise
                 log.warning("%s", error)
     return held
 
 
-_SHOWN_METRICS = ("accuracy", "ap50", "coco_ap", "loss")
+_SHOWN_METRICS = ("test_accuracy", "accuracy", "ap50", "coco_ap")
 
 
 def _metrics_text(metrics: Mapping[str, float]) -> str:

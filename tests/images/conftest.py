@@ -23,7 +23,7 @@ def engine() -> None:
 
 @pytest.fixture(scope="session")
 def images(engine: None, project: Path) -> dict[str, Image]:
-    """Step -> its image, built by `docker buildx bake` under a tag of their own."""
+    """Name -> image of every step and variant, built by `docker buildx bake` under a tag of their own."""
     environment = {**os.environ, "TAG": TAG, "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
     built = subprocess.run(["docker", "buildx", "bake", "--progress=plain"], cwd=project, env=environment,
                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)  # fmt: skip
@@ -31,7 +31,7 @@ def images(engine: None, project: Path) -> dict[str, Image]:
     printed = subprocess.run(["docker", "buildx", "bake", "--print"], cwd=project, env=environment,
                              capture_output=True, text=True, check=True)  # fmt: skip
     return {
-        name: Image(name, target["args"]["FLAVOUR"], target["tags"][0])
+        name: Image(name, target["args"]["STEP"], target["args"]["FLAVOUR"], target["tags"][0])
         for name, target in json.loads(printed.stdout)["target"].items()
     }
 

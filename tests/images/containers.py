@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import pytest
 
+# Images of a step that has another one: name -> step.
+VARIANTS = {"predict-client": "predict"}
+
 # What an orchestrator takes away from a container; the steps need none of it.
 HARDENED = ("--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges")
 OFFLINE = (*HARDENED, "--network=none")
@@ -21,8 +24,9 @@ def docker(*arguments: str, check: bool = True, timeout: float = 600) -> "subpro
 
 @dataclass(frozen=True)
 class Image:
-    """The image of a step."""
+    """The image of a step, or a variant of it under a name of its own."""
 
+    name: str
     step: str
     flavour: str
     reference: str

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mlcore.cli import STEPS
+from tests.images.containers import VARIANTS
 
 TENSORFLOW = ("tensorflow", "tensorflow-cpu")
 
@@ -36,8 +37,10 @@ def versions(file: Path) -> dict[str, set[str]]:
     return found
 
 
-def test_every_step_has_an_image_and_every_image_is_a_step(bake):
-    assert sorted(bake()) == sorted(STEPS)
+def test_every_step_has_an_image_and_every_image_is_a_step_or_a_variant_of_one(bake):
+    assert sorted(bake()) == sorted([*STEPS, *VARIANTS])
+    for name, step in VARIANTS.items():
+        assert bake(name)[name]["args"] == {"FLAVOUR": "client", "STEP": step}
 
 
 def test_one_step_can_be_built_alone(bake):
@@ -48,7 +51,7 @@ def test_one_step_can_be_built_alone(bake):
 
 def test_the_light_and_tf_groups_share_out_the_steps(bake, project):
     light, tf = bake("light"), bake("tf")
-    assert sorted([*light, *tf]) == sorted(STEPS)
+    assert sorted([*light, *tf]) == sorted([*STEPS, *VARIANTS])
     for targets, expected in ((light, False), (tf, True)):
         for target in targets.values():
             file = project / "docker" / "requirements" / f"{target['args']['FLAVOUR']}.txt"

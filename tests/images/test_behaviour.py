@@ -9,7 +9,7 @@ import pytest
 from mlcore import __version__
 from mlcore.cli import STEPS, load_step
 from mlcore.runtime.parameters import parameters_of
-from tests.images.containers import OFFLINE, Image, docker
+from tests.images.containers import OFFLINE, VARIANTS, Image, docker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -54,9 +54,9 @@ for package in importlib.metadata.distributions():
 """.replace("import importlib", "import re, importlib", 1)
 
 
-@pytest.fixture(params=STEPS)
+@pytest.fixture(params=[*STEPS, *VARIANTS])
 def image(request: pytest.FixtureRequest, images: dict[str, Image]) -> Image:
-    """The image of each step in turn."""
+    """Each image in turn."""
     return images[request.param]
 
 
@@ -133,7 +133,7 @@ def test_runs_as_a_numeric_user_with_labels_and_one_entry_point(image):
     assert config["User"] == "10001:0"
     assert config["Entrypoint"] == ["dumb-init", "--single-child", "--", "python", "/opt/step"]
     assert config["WorkingDir"] == "/data"
-    assert config["Labels"]["org.opencontainers.image.title"] == f"mlcore {image.step}"
+    assert config["Labels"]["org.opencontainers.image.title"] == f"mlcore {image.name}"
     assert config["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
     history = docker("history", "--no-trunc", image.reference).stdout
     assert not re.search(r"TOKEN|PASSWORD|SECRET|INDEX|://", "\n".join([*config["Env"], history]))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcore.runtime.errors import UsageError
-from mlcore.runtime.parameters import Environment, Range, merge, parameters_of, step
+from mlcore.runtime.parameters import Environment, Positional, Range, merge, parameters_of, step
 
 
 @dataclass(frozen=True)
@@ -148,3 +148,18 @@ def test_merge_keeps_every_leaf_of_the_stronger(base, over):
     merged = merge(base, over)
     assert merge(merged, over) == merged
     assert set(merged) == set(base) | set(over)
+
+
+def test_a_positional_parameter_keeps_its_flag_and_its_variable():
+    @step
+    def placed(*, folder: Annotated[Path, Positional()], count: int = 1) -> None:
+        """Do it.
+
+        Args:
+            folder: Folder.
+            count: Count.
+        """
+
+    folder, count = parameters_of(placed)
+    assert folder.positional and not count.positional
+    assert (folder.flag, folder.env, folder.word) == ("--folder", ("MLCORE_FOLDER",), "FOLDER")

@@ -62,7 +62,9 @@ class Lengths(Model):
 
     def predict(self, payload, headers=None, response_headers=None):
         values = payload.inputs[0].as_numpy()
-        lengths = np.array([len(value) for value in values.ravel()], np.int32).reshape(values.shape)
+        lengths = np.array(
+            [len(value.encode() if isinstance(value, str) else value) for value in values.ravel()], np.int32
+        ).reshape(values.shape)
         output = InferOutput("lengths", list(lengths.shape), "INT32")
         output.set_data_from_numpy(lengths, binary_data=payload.from_grpc)
         return InferResponse(payload.id or "1", "lengths", [output])

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import threading
+import time
 from concurrent import futures
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,7 +22,9 @@ class TfServing:
     Attributes:
         port: Where it listens.
         requests: Each Predict request that came.
-        busy: How many of the next Predict requests are answered with this status.
+        busy: How many of the next Predict requests are answered with the status busy_with.
+        delay_s: How long each of them takes at least.
+        most: Most of them at the same time.
     """
 
     def __init__(self, models: dict[str, Path], port: int = 0) -> None:
@@ -36,6 +39,9 @@ class TfServing:
         }
         self.requests: list = []
         self.busy = 0
+        self.delay_s = 0.0
+        self.now = self.most = 0
+        self._lock = threading.Lock()
         self.busy_with = grpc.StatusCode.RESOURCE_EXHAUSTED
         self._server = grpc.server(futures.ThreadPoolExecutor(8))
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(self, self._server)
@@ -62,6 +68,17 @@ class TfServing:
         from tensorflow_serving.apis import predict_pb2
 
         self.requests.append(request)
+        with self._lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        try:
+            time.sleep(self.delay_s)
+            return self._answer(request, context, predict_pb2, tf)
+        finally:
+            with self._lock:
+                self.now -= 1
+
+    def _answer(self, request, context, predict_pb2, tf):
         if self.busy:
             self.busy -= 1
             context.abort(self.busy_with, "try again")
@@ -125,10 +142,12 @@ class TfServing:
 class Http:
     """A web server that gives each request the next of the answers for its path: (status, body, headers).
 
-    The last answer stays. Attributes: `requests`, a list of (method, path, body, headers).
+    The last answer stays. A path with the text `silent` in it gets none. Attributes: `requests`, a list of (method,
+    path, body, headers).
     """
 
-    def __init__(self, answers: dict[str, list]) -> None:
+    def __init__(self, answers: dict[str, list], silent: str | None = None) -> None:
+        self._end = threading.Event()
         self.answers = {path: list(each) for path, each in answers.items()}
         self.requests: list = []
         peer = self
@@ -139,6 +158,8 @@ class Http:
             def do_GET(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 peer.requests.append((self.command, self.path, body, dict(self.headers)))
+                if silent is not None and silent in self.path:
+                    peer._end.wait()
                 left = peer.answers.get(self.path, [(404, {"error": f"no {self.path}"})])
                 status, content, *headers = left.pop(0) if len(left) > 1 else left[0]
                 data = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -161,5 +182,6 @@ class Http:
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def stop(self) -> None:
+        self._end.set()
         self._server.shutdown()
         self._server.server_close()

@@ -30,7 +30,6 @@ Array = npt.NDArray[Any]
 T = TypeVar("T")
 
 SERVING_DEFAULT = "serving_default"
-READY_STATES = ("AVAILABLE", "READY")
 PORTS = {"tfs-grpc": 8500, "v1": 8080, "v2": 8080, "v2-grpc": 8081}
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
 _POLL_S = 0.25
@@ -99,7 +98,8 @@ class Server:
         if match is None or scheme not in (None, "http", "https", "grpc", "grpcs"):
             raise UsageError(f"{flag}={text}: expected host:port, such as localhost:{PORTS[protocol]}")
         secure = scheme in ("https", "grpcs")
-        port = int(match["port"]) if match["port"] else 443 if secure else 80 if scheme else PORTS[protocol]
+        default = 443 if secure else 80 if scheme == "http" else PORTS[protocol]
+        port = int(match["port"]) if match["port"] else default
         if not 0 < port < 65536:
             raise UsageError(f"{flag}={text}: port {port}; expected 1 to 65535")
         return cls(match["host"], port, secure)
@@ -270,7 +270,8 @@ class ModelClient(abc.ABC):
                 return spent
             if spent >= timeout_s:
                 raise UnavailableError(
-                    f"{self} is not ready after {timeout_s:g} s and {tries} tries; the last one: {reason}"
+                    f"{self} is not ready after {timeout_s:g} s and {tries} tr{'y' if tries == 1 else 'ies'}; the last "
+                    f"one: {reason}"
                 )
             if tries == 1:
                 log.info("waiting at most %g s for %s: %s", timeout_s, self, reason)

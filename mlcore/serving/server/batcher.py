@@ -1,8 +1,8 @@
 """Requests put together: one call of the model for many of them, from a queue that is bounded. No TensorFlow.
 
 Requests wait in lanes; those of a lane fit together: same version, signature, types and shapes, so that pictures of
-different sizes never mix. A batch goes to a worker thread as soon as one is free (or `max_delay_s` after its first
-request came), so a lone request does not wait and a busy server fills its batches.
+different sizes never mix. A batch goes to a free worker thread when it is full, when as many requests came for it as
+came together of late, or `max_delay_s` after its first: a lone client never waits, a busy server fills its batches.
 
 Everything but the call itself happens in the event loop's thread.
 """
@@ -20,6 +20,8 @@ import numpy as np
 
 from mlcore.serving.server.errors import Code, RequestError
 from mlcore.serving.server.signature import Array, Arrays
+
+_SETTLED = 16
 
 Run = Callable[[Arrays], dict[str, Array]]
 
@@ -74,13 +76,22 @@ class Batcher:
         self._is_bad_input = is_bad_input
         self._message_of = message_of
         self._lanes: OrderedDict[Hashable, _Lane] = OrderedDict()
-        self._free = workers
+        self._workers = self._free = workers
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="batch")
         self._timer: asyncio.TimerHandle | None = None
         self._scheduled = False
+        self._expected = 1  # requests that will probably come together
+        self._settled = 0  # batches for which that number stays
 
     async def call(
-        self, key: Hashable, run: Run, inputs: Arrays, examples: int, *, joinable: bool, observe: Callable[[int], None]
+        self,
+        key: Hashable,
+        run: Run,
+        inputs: Arrays,
+        examples: int,
+        *,
+        joinable: bool,
+        observe: Callable[[int], None] = lambda size: None,
     ) -> dict[str, Array]:
         """The model's answer to a request.
 
@@ -131,7 +142,7 @@ class Batcher:
             ready = [
                 (lane.due, key)
                 for key, lane in self._lanes.items()
-                if lane.due <= now or lane.examples >= self.max_batch_size
+                if lane.due <= now or lane.examples >= self.max_batch_size or len(lane.jobs) >= self._expected
             ]
             if not ready:
                 due = min(lane.due for lane in self._lanes.values())
@@ -159,10 +170,25 @@ class Batcher:
             del self._lanes[key]
         if not jobs:
             return
-        self._free -= 1
+        if lane.joinable:
+            self._learn(len(jobs), full=examples >= self.max_batch_size)
         lane.observe(examples)
+        self._free -= 1
         loop = asyncio.get_running_loop()
         self._threads.submit(self._work, loop, lane, jobs)
+
+    def _learn(self, came: int, full: bool) -> None:
+        """Set how many requests the next batch waits for, from how many came for this one.
+
+        A lone client has no two requests at once, so it never waits. Where two came together, twice as many are tried,
+        and so on until the delay is over before they came; then their number stays for a while.
+        """
+        if came < self._expected and not full:
+            self._expected, self._settled = came, _SETTLED
+        elif self._settled:
+            self._settled -= 1
+        elif came > 1:
+            self._expected = min(2 * came, self.max_batch_size)
 
     def _work(self, loop: asyncio.AbstractEventLoop, lane: _Lane, jobs: list[_Job]) -> None:
         """In a worker thread: call the model, hand the answers back."""
@@ -218,7 +244,7 @@ class Batcher:
     @property
     def idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
-        return not self.waiting and self._free == self._threads._max_workers
+        return not self.waiting and self._free == self._workers
 
     def close(self) -> None:
         """End the worker threads."""

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import socket
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -113,8 +114,14 @@ class _Rest(RESTServer):  # type: ignore[misc]
 
     async def serve(self, listener: socket.socket) -> None:
         """Answer until `stop`."""
+        warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")  # kserve's choice
         self.create_application()
         await self._server.serve(sockets=[listener])
+
+    @property
+    def started(self) -> bool:
+        """Whether it listens."""
+        return self._server.started
 
     def stop(self) -> None:
         """Take no new connections; end when what is in work is answered."""
@@ -200,6 +207,8 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
             await server.start()
             self._grpc_servers.append(server)
         self.serving = asyncio.create_task(self._http.serve(self._listener))
+        while not self._http.started and not self.serving.done():
+            await asyncio.sleep(0.01)
         return bound[0], bound[1], bound[2]
 
     def _new_grpc(self) -> grpc.aio.Server:
@@ -221,7 +230,8 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
 def _listen(host: str, port: int) -> socket.socket:
     """A listening socket, so that a port that is taken is an error of ours and not uvicorn's exit."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family)
+    # With the protocol named, asyncio sends without delay; else the second part of an answer waits 40 ms for an ACK.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))

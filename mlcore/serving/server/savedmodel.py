@@ -93,13 +93,14 @@ class SavedModel:
             for candidate in _samples(signature):
                 try:
                     self.run(name, candidate)
-                except tf.errors.InvalidArgumentError as error:  # made-up values need not suit the model
+                except (tf.errors.OpError, UnicodeDecodeError) as error:
+                    if not is_bad_input(error):
+                        raise DataError(f"{self.directory}: signature {name} does not run: {_short(error)}") from error
                     log.debug("%s: warm-up of %s: %s", self.directory, name, _short(error))
-                    continue
-                except tf.errors.OpError as error:
-                    raise DataError(f"{self.directory}: signature {name} does not run: {_short(error)}") from error
+                    continue  # made-up values need not suit the model
                 calls += 1
-                self._choose_threads(name, candidate)
+                if signature.one_size:
+                    self._choose_threads(name, candidate)
                 if signature.joinable:
                     self.run(name, {key: np.repeat(value, 2, axis=0) for key, value in candidate.items()})
             if not calls:
@@ -137,8 +138,12 @@ def load(directory: Path, threads: int = 0) -> SavedModel:
 
 
 def is_bad_input(error: BaseException) -> bool:
-    """Whether a failed call is the fault of its inputs."""
-    return isinstance(error, tf.errors.InvalidArgumentError | tf.errors.OutOfRangeError | tf.errors.DataLossError)
+    """Whether a failed call is the fault of its inputs.
+
+    A UnicodeDecodeError is TensorFlow failing to tell us a message that quotes the bytes of an input.
+    """
+    kinds = (tf.errors.InvalidArgumentError, tf.errors.OutOfRangeError, tf.errors.DataLossError, UnicodeDecodeError)
+    return isinstance(error, kinds)
 
 
 def message_of(error: BaseException) -> str:
@@ -147,8 +152,9 @@ def message_of(error: BaseException) -> str:
 
 
 def _short(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    lines = [line for line in lines if not line.startswith(("[[", "Original stack", "Detected at node"))]
+    text = error.object.decode(errors="replace") if isinstance(error, UnicodeDecodeError) else str(error)
+    lines = ["".join(letter if letter.isprintable() else "?" for letter in line).strip() for line in text.splitlines()]
+    lines = [line for line in lines if line and not line.startswith(("[[", "Original stack", "Detected at node"))]
     return " ".join(lines[:2])[:500] or type(error).__name__
 
 

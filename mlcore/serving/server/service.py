@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
+import os
 import time
-import uuid
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -73,7 +73,7 @@ class Request:
     def __init__(self, service: Service, protocol: str, request_id: str | None) -> None:
         self.service = service
         self.protocol = protocol
-        self.id = request_id[:_ID_LENGTH] if request_id else uuid.uuid4().hex
+        self.id = request_id[:_ID_LENGTH] if request_id else os.urandom(16).hex()
         self.version: Version | None = None
         self.code = Code.INTERNAL
         self.entry: dict[str, Any] | None = None

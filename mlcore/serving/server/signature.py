@@ -81,6 +81,14 @@ class Signature:
     outputs: Mapping[str, TensorSpec]
     joinable: bool
 
+    @property
+    def one_size(self) -> bool:
+        """Whether every example is as large as any other, so that one says how long a call takes."""
+        return all(
+            spec.dtype != object and spec.shape is not None and None not in spec.shape[1:]
+            for spec in self.inputs.values()
+        )
+
     def check_names(self, given: Mapping[str, Any]) -> None:
         """Compare names of inputs with those of the signature.
 

@@ -171,7 +171,8 @@ def _wrong_requests(model: ServedDetector | ServedClassifier) -> Iterator[_Edge]
             other.predict({model.target.input.name: good})
         return ""
 
-    yield _Edge("wrong name of the input", misnamed, "must")
+    if client.protocol != "v1" or model.target.input.is_bytes:  # rows of numbers of one input go without its name
+        yield _Edge("wrong name of the input", misnamed, "must")
     if client.protocol in ("tfs-grpc", "v1"):
         yield _Edge("unknown signature", unknown_signature, "must")
     yield _Edge("unknown model", unknown_model, "must")

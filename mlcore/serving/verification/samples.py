@@ -65,7 +65,7 @@ class MnistSamples:
 
     @classmethod
     def load(cls, data_dir: Path, count: int) -> "MnistSamples":
-        """`count` examples, evenly spread over the test part.
+        """`count` examples of the test part, the same random ones each time.
 
         Raises:
             UsageError: There is no data set.
@@ -73,7 +73,7 @@ class MnistSamples:
         """
         data = load_mnist(data_dir)
         total = len(data.t10k)
-        picked = np.unique(np.linspace(0, total - 1, min(count, total)).astype(np.int64))
+        picked = np.sort(np.random.default_rng(0).choice(total, min(count, total), replace=False))
         return cls(Examples(data.t10k.imgs[picked], data.t10k.labels[picked]), data.classes)
 
     def measure(self, classifier: ServedClassifier) -> Measured:
