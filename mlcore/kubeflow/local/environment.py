@@ -1,7 +1,6 @@
 """Environment, command and arguments of a container, with what Kubernetes expands in them."""
 
 import base64
-import binascii
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -73,7 +72,7 @@ class PodFacts:
 def _decoded(node: Node) -> bytes:
     try:
         return base64.b64decode(node.text(), validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise node.error("expected base64", show=False) from error
 
 

@@ -18,6 +18,7 @@ RESTART_POLICIES = ("Always", "OnFailure", "Never", "ExitCode")
 CLEAN_POD_POLICIES = ("None", "Running", "All")
 _LABEL = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_MOST_REPLICAS = 100
 _OPERATOR = "kubeflow.org/training-operator"
 
 
@@ -235,6 +236,8 @@ def _replica_spec(kind: str, node: Node) -> ReplicaSpec:
     main = main_container(template)
     replicas = node.at("replicas").integer(1)
     assert replicas is not None
+    if replicas > _MOST_REPLICAS:
+        raise node.at("replicas").error(f"more than {_MOST_REPLICAS} of a type are too many for one machine")
     return ReplicaSpec(
         kind, replicas, node.at("restartPolicy").choice(RESTART_POLICIES, "Never"), template, _port(main)
     )

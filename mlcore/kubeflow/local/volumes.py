@@ -80,8 +80,8 @@ def _volume(node: Node, name: str, group: int | None, facts: PodFacts, directori
             raise source.at("path").error("is not on this machine")
         return Volume(node, directory=directory)
     raise node.error(
-        f"a volume of the kind {', '.join(kinds)} is not to be had here; expected persistentVolumeClaim, emptyDir, "
-        f"configMap, secret or hostPath, or --volume={name}=DIR for a directory in its place", show=False,
+        f"a volume of the kind {', '.join(map(str, kinds))} is not to be had here; expected persistentVolumeClaim, "
+        f"emptyDir, configMap, secret or hostPath, or --volume={name}=DIR for a directory in its place", show=False,
     )  # fmt: skip
 
 
