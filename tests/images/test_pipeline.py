@@ -43,7 +43,14 @@ def run(images, project: Path, tmp_path: Path, volume: str, mirror: str):
     """Runs the MNIST pipeline on the volume; the process, and the folder of artifacts."""
 
     def pipeline(**parameters: Any) -> tuple["subprocess.CompletedProcess[str]", Path]:
-        given = {"epochs": EPOCHS, "mirror": [mirror], "hidden": [64], "serve": False, **parameters}
+        given = {
+            "epochs": EPOCHS,
+            "mirror": [mirror],
+            "hidden": [64],
+            "serve": False,
+            "acceptable_accuracy": 0.9,
+            **parameters,
+        }
         done = subprocess.run(
             [sys.executable, "-m", "manifests.pipelines.local", "mnist", f"--volume={volume}", f"--root={tmp_path}",
              "--network=host", *(f"{name}={json.dumps(value)}" for name, value in given.items())],
