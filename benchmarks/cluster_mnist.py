@@ -42,7 +42,8 @@ def run_keras(data_dir: Path, epochs: int, model_dir: Path) -> None:
     import tf_keras
 
     from mlcore.cluster.config import cluster_from_environment
-    from mlcore.cluster.strategy import import_tensorflow, parameter_server_strategy
+    from mlcore.cluster.strategy import parameter_server_strategy
+    from mlcore.cluster.tensorflow import import_tensorflow
     from mlcore.data.mnist import load_mnist
 
     tf = import_tensorflow()
