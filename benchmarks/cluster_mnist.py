@@ -4,8 +4,9 @@
 
 Both train the same network (784-256-64-10, ReLU) with Adam 0.001 on batches of 128, shuffled, with accuracy, under
 ParameterServerStrategy on the same kind of cluster: a chief, two workers and a parameter server, all processes of this
-machine. They run in turns. Printed are the medians of the examples a second in the epochs after the first, without
-validation, and of the accuracy on the 5,000 validation examples.
+machine. The servers of the peer are as TensorFlow makes them; those of the step run each operation on one thread, which
+helps the peer, too (--peer-threads=1). They run in turns. Printed are the medians of the examples a second in the
+epochs after the first, without validation, and of the accuracy on the 5,000 validation examples.
 """
 
 import argparse
@@ -26,15 +27,15 @@ VALIDATION = 5000
 WORKERS = 2
 
 
-def run_server(model_dir: Path) -> None:
-    """A worker or parameter server of the peer, as the step's own."""
+def run_server(model_dir: Path, threads: int) -> None:
+    """A worker or parameter server of the peer."""
     from mlcore.cluster.config import cluster_from_environment
     from mlcore.cluster.server import serve
     from mlcore.cluster.timeouts import Timeouts
 
     cluster = cluster_from_environment()
     assert cluster is not None
-    serve(cluster, model_dir, goal="", timeouts=Timeouts(), threads_an_operation=1)
+    serve(cluster, model_dir, goal="", timeouts=Timeouts(), threads_an_operation=threads)
 
 
 def run_keras(data_dir: Path, epochs: int, model_dir: Path) -> None:
@@ -42,7 +43,8 @@ def run_keras(data_dir: Path, epochs: int, model_dir: Path) -> None:
     import tf_keras
 
     from mlcore.cluster.config import cluster_from_environment
-    from mlcore.cluster.strategy import import_tensorflow, parameter_server_strategy
+    from mlcore.cluster.strategy import parameter_server_strategy
+    from mlcore.cluster.tensorflow import import_tensorflow
     from mlcore.data.mnist import load_mnist
 
     tf = import_tensorflow()
@@ -140,6 +142,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, float]:
             for index in range(len(addresses)):
                 run = "server" if name == "keras" and role != "chief" else name
                 command = [sys.executable, __file__, f"--run={run}", f"--data-dir={arguments.data_dir}"]
+                command += [f"--peer-threads={arguments.peer_threads}"]
                 config = json.dumps({"cluster": spec, "task": {"type": role, "index": index}})
                 processes.append(
                     subprocess.Popen(
@@ -164,11 +167,12 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True, help="the four IDX files, or the arrays")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peer-threads", type=int, default=0, help="that an operation of its servers may use; 0: all")
     parser.add_argument("--run", choices=["ours", "keras", "server"], help=argparse.SUPPRESS)
     parser.add_argument("--model-dir", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run == "server":
-        run_server(arguments.model_dir)
+        run_server(arguments.model_dir, arguments.peer_threads)
     elif arguments.run:
         run = run_ours if arguments.run == "ours" else run_keras
         run(arguments.data_dir, arguments.epochs, arguments.model_dir)

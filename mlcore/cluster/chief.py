@@ -12,8 +12,9 @@ from mlcore.cluster.evaluation import Evaluation, wait_for_evaluation
 from mlcore.cluster.guard import PeerGuard
 from mlcore.cluster.peers import Presence, describe, troubles_with, wait_for_own_port, wait_for_peers
 from mlcore.cluster.status import StatusFile, exit_code_of
-from mlcore.cluster.strategy import import_tensorflow, parameter_server_strategy
+from mlcore.cluster.strategy import parameter_server_strategy
 from mlcore.cluster.team import Team, join_team, meaning_of, others_in_team
+from mlcore.cluster.tensorflow import import_tensorflow
 from mlcore.cluster.timeouts import OWN_PORT_TIMEOUT_S, Timeouts
 from mlcore.runtime.errors import RestartError, Stopped, UsageError
 from mlcore.runtime.signals import StopFlag

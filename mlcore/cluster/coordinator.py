@@ -16,7 +16,7 @@ from mlcore.cluster.config import Cluster, Member
 from mlcore.cluster.guard import PeerGuard
 from mlcore.cluster.leaving import let_go, who_is_leaving
 from mlcore.cluster.ledger import Ledger, Work
-from mlcore.cluster.strategy import import_tensorflow
+from mlcore.cluster.tensorflow import import_tensorflow
 from mlcore.runtime.errors import RestartError
 from mlcore.runtime.signals import StopFlag
 

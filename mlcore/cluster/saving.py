@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mlcore.cluster.strategy import import_tensorflow
+from mlcore.cluster.tensorflow import import_tensorflow
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from mlcore.cluster.config import Cluster, Member
 from mlcore.cluster.leaving import announce_leaving, return_to_work, was_let_go
 from mlcore.cluster.peers import wait_for_own_port
 from mlcore.cluster.status import read_status
-from mlcore.cluster.strategy import import_tensorflow
+from mlcore.cluster.tensorflow import import_tensorflow
 from mlcore.cluster.timeouts import OWN_PORT_TIMEOUT_S, Timeouts
 from mlcore.cluster.watch import Watch
 from mlcore.runtime.errors import RestartError

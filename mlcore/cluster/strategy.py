@@ -1,40 +1,17 @@
 """Which strategy trains on a cluster, and making it."""
 
 import logging
-import os
-import sys
 from typing import Any
 
 from mlcore.cluster.config import Cluster, StrategyName
+from mlcore.cluster.tensorflow import import_tensorflow
 from mlcore.runtime.errors import UsageError
-from mlcore.runtime.extras import require
 
 log = logging.getLogger(__name__)
 
 # A variable below this size stays whole on one parameter server; a larger one is cut into equal parts, one for each.
 # Cutting a small one costs more round trips than it spreads load.
 MIN_SHARD_BYTES = 4 << 20
-
-
-def import_tensorflow(*, keras: bool = True) -> Any:
-    """TensorFlow, quiet, and told to use Keras 2, since Keras 3 cannot train under parameter servers.
-
-    Args:
-        keras: Off, Keras is not loaded: a server needs none.
-    """
-    os.environ["TF_USE_LEGACY_KERAS"] = "1"
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    # TensorFlow loads Keras at its import and goes on when it cannot; None in sys.modules says that it cannot.
-    hidden = () if keras else tuple(name for name in ("keras", "tf_keras") if name not in sys.modules)
-    for name in hidden:
-        sys.modules[name] = None  # type: ignore[assignment]
-    try:
-        tensorflow = require("tensorflow", extra="tf")
-    finally:
-        for name in hidden:
-            sys.modules.pop(name, None)
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    return tensorflow
 
 
 def choose_strategy(cluster: Cluster | None, choice: str = "auto") -> StrategyName:

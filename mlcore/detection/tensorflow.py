@@ -1,15 +1,14 @@
-"""The one place where TensorFlow is imported for detection."""
+"""TensorFlow for detection, with what official.vision needs of it and without what it rarely uses."""
 
 import importlib
 import importlib.abc
 import importlib.machinery
-import logging
-import os
 import sys
 import warnings
 from types import ModuleType
 from typing import Any, ClassVar
 
+from mlcore.cluster import tensorflow as cluster_tensorflow
 from mlcore.runtime.extras import require
 
 # Imported by official.vision at its top, used by code that no detection task runs; together about a second of
@@ -60,12 +59,8 @@ def import_tensorflow() -> Any:
     Raises:
         UsageError: TensorFlow or tf-models-official is not installed; the message has the command.
     """
-    # official.vision and ParameterServerStrategy need Keras 2; TensorFlow reads this once, at its import.
-    os.environ["TF_USE_LEGACY_KERAS"] = "1"
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     _import_late(_RARELY_USED)
-    tensorflow = require("tensorflow", extra="detection")
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    tensorflow = cluster_tensorflow.import_tensorflow(extra="detection")
     # official.vision hands its decoders all levels of the backbone, also those that they do not use.
     warnings.filterwarnings("ignore", message="Input dict contained keys", module="tf_keras")
     for package in ("tf_keras", "official", "pycocotools"):

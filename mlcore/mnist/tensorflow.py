@@ -1,34 +1,10 @@
-"""The one place where TensorFlow is imported for MNIST: without Keras, which is a third of its start-up."""
+"""TensorFlow for MNIST: without Keras, which nothing here uses."""
 
 import contextlib
-import logging
-import os
-import sys
-from typing import Any
 
-from mlcore.runtime.extras import require
+from mlcore.cluster.tensorflow import import_tensorflow
 
-_KERAS = ("keras", "tf_keras")
-
-
-def _import() -> Any:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    # TensorFlow loads Keras at its own import and goes on when it cannot; None in sys.modules says that it cannot.
-    # Nothing here uses it, and who does (tf.keras in a notebook) gets it at the first use.
-    hidden = [name for name in _KERAS if name not in sys.modules]
-    for name in hidden:
-        sys.modules[name] = None  # type: ignore[assignment]
-    try:
-        module = require("tensorflow", extra="tf")
-    finally:
-        for name in hidden:
-            with contextlib.suppress(KeyError):
-                del sys.modules[name]
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    return module
-
-
-tf = _import()
+tf = import_tensorflow(keras=False)
 
 
 def use_cores(cores: int) -> None:

@@ -13,7 +13,7 @@ from mlcore.cluster.evaluation import evaluate_continuously
 from mlcore.cluster.saving import trace_saving
 from mlcore.cluster.server import serve
 from mlcore.cluster.status import goal_of
-from mlcore.cluster.strategy import import_tensorflow
+from mlcore.cluster.tensorflow import import_tensorflow
 from mlcore.cluster.timeouts import Timeouts
 from mlcore.runtime import logs
 from mlcore.runtime.errors import MlcoreError, Stopped
