@@ -108,7 +108,7 @@ class Batcher:
             RequestError: The queue is full, or the model refused the inputs.
         """
         weight = max(examples, 1)
-        if self.waiting + weight > self.max_queue:
+        if self.waiting and self.waiting + weight > self.max_queue:
             raise RequestError(
                 f"the queue is full: {self.waiting} of {self.max_queue} examples wait; try again later",
                 Code.RESOURCE_EXHAUSTED,
