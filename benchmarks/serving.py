@@ -1,6 +1,6 @@
 """`mlcore serve` against calling the SavedModel in-process, against itself without batches, and against kserve alone.
 
-    python benchmarks/serving.py [--detector=exports/pets] [--seconds=4] [--clients=32]
+    python benchmarks/serving.py [--detector=exports/pets] [--rounds=3] [--seconds=2] [--clients=32]
 
 In one run, all on this machine: the p50 of a MNIST request (TensorFlow Serving's gRPC) and of a detection request (a
 JPEG over the same) beside the p50 of the call in-process; the throughput of 32 clients, each with one picture at a
@@ -20,14 +20,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+from mlcore.serving.version_directory import find_version
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 
 
 def make_mnist(base: Path) -> None:
+    """A classifier as `mnist-train` exports it, without the training."""
     from mlcore.mnist.export import publish
     from mlcore.mnist.network import Network
 
@@ -109,20 +113,26 @@ def kserve_alone(base: Path) -> None:
     kserve.ModelServer(http_port=int(port), enable_grpc=False).start([model])
 
 
-def in_process(base: Path, signature: str, seconds: float, **inputs: np.ndarray) -> float:
-    """p50 of calling the SavedModel and taking its outputs, in milliseconds."""
-    from mlcore.mnist.tensorflow import tf
+class InProcess:
+    """The SavedModel in this process, as its own documentation has one call it."""
 
-    loaded = tf.saved_model.load(str(base))
-    call = loaded.signatures[signature]
-    times = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        started = time.perf_counter()
-        for output in call(**{name: tf.constant(value) for name, value in inputs.items()}).values():
-            output.numpy()
-        times.append(time.perf_counter() - started)
-    return 1000 * statistics.median(times[len(times) // 5 :])
+    def __init__(self, directory: Path, signature: str) -> None:
+        from mlcore.mnist.tensorflow import tf
+
+        self.tf = tf
+        self.loaded = tf.saved_model.load(str(directory))
+        self.signature = self.loaded.signatures[signature]
+
+    def p50_ms(self, seconds: float, **inputs: np.ndarray) -> float:
+        """p50 of a call and of taking its outputs."""
+        times = []
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            started = time.perf_counter()
+            for output in self.signature(**{name: self.tf.constant(value) for name, value in inputs.items()}).values():
+                output.numpy()
+            times.append(time.perf_counter() - started)
+        return 1000 * statistics.median(times[len(times) // 5 :])
 
 
 async def by_grpc(port: int, content: bytes, clients: int, seconds: float) -> tuple[float, float]:
@@ -173,45 +183,69 @@ def free_port() -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--detector", type=Path, help="directory of versions of mlcore export")
-    parser.add_argument("--seconds", type=float, default=4)
+    parser.add_argument("--seconds", type=float, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--kserve-alone", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.kserve_alone:
-        return kserve_alone(Path(options.kserve_alone[0]))
-    imgs = np.random.default_rng(0).random((1, 28, 28, 1), np.float32)
+        kserve_alone(Path(options.kserve_alone[0]))
+        return
+    rounds: dict[str, list[float]] = {}
+
+    def note(**values: float) -> None:
+        for name, value in values.items():
+            rounds.setdefault(name, []).append(value)
+
     with tempfile.TemporaryDirectory() as folder:
-        base = Path(folder, "mnist")
-        make_mnist(base)
-        content = request("mnist", "imgs", imgs)
-        inside = in_process(base / "1", "serving_default", options.seconds, imgs=imgs)
-        rates = {}
-        with ours("mnist", base) as ports:
-            alone, _ = asyncio.run(by_grpc(ports[2], content, 1, options.seconds))
-            _, rates["ours"] = asyncio.run(by_grpc(ports[2], content, options.clients, options.seconds))
-        with ours("mnist", base, "--max-batch-size=1") as ports:
-            _, rates["unbatched"] = asyncio.run(by_grpc(ports[2], content, options.clients, options.seconds))
-        with Server(__file__, "--kserve-alone", base, free_port()) as ports:
-            body = json.dumps({"instances": imgs.tolist()}).encode()
-            wait_for(ports[0])
-            _, rates["kserve"] = asyncio.run(by_http(ports[0], body, options.clients, options.seconds))
-    print(f"MNIST, one client: p50 {alone:.2f} ms, in-process {inside:.2f} ms, difference {alone - inside:+.2f} ms")
-    print(f"MNIST, {options.clients} clients: {rates['ours']:.0f} requests/s, with --max-batch-size=1 "
-          f"{rates['unbatched']:.0f} (ratio {rates['ours'] / rates['unbatched']:.2f}), kserve alone over V1 "
-          f"{rates['kserve']:.0f} (ratio {rates['ours'] / rates['kserve']:.2f})")  # fmt: skip
+        mnist(Path(folder, "mnist"), options, note)
     pixels, jpeg = picture()
+    if options.detector:
+        detection(find_version(options.detector), options, jpeg, note)
+    for name, values in rounds.items():
+        print(f"{name:16} {' '.join(f'{value:9.2f}' for value in values)}   median {statistics.median(values):.2f}")
+    median = {name: statistics.median(values) for name, values in rounds.items()}
+    print(f"MNIST, one client: p50 {median['mnist_ms']:.2f} ms, in-process {median['mnist_inside_ms']:.2f} ms, "
+          f"difference {median['mnist_ms'] - median['mnist_inside_ms']:+.2f} ms")  # fmt: skip
+    print(f"MNIST, {options.clients} clients: {median['batched']:.0f} requests/s; --max-batch-size=1 "
+          f"{median['unbatched']:.0f} (ratio {median['batched'] / median['unbatched']:.2f}); kserve alone, V1 REST "
+          f"{median['kserve']:.0f} (ratio {median['batched'] / median['kserve']:.2f})")  # fmt: skip
     as_json = len(json.dumps({"instances": pixels[None].tolist()}, separators=(",", ":")))
     print(f"640x480 picture: {len(jpeg)} bytes as JPEG, {as_json} as JSON (ratio {as_json / len(jpeg):.1f})")
     if options.detector:
-        from mlcore.serving.version_directory import find_version
+        print(f"detection, one client: p50 {median['detect_ms']:.1f} ms, in-process {median['detect_inside_ms']:.1f} "
+              f"ms (ratio {median['detect_ms'] / median['detect_inside_ms']:.2f})")  # fmt: skip
 
-        encoded = np.array([jpeg], object)
-        inside = in_process(find_version(options.detector), "image_bytes", 2 * options.seconds, inputs=encoded)
-        content = request("detector", "inputs", encoded, "image_bytes")
-        with ours("detector", options.detector) as ports:
-            alone, _ = asyncio.run(by_grpc(ports[2], content, 1, 2 * options.seconds))
-        print(f"detection, one client: p50 {alone:.1f} ms, in-process {inside:.1f} ms (ratio {alone / inside:.2f})")
-    return None
+
+def mnist(base: Path, options: argparse.Namespace, note: Callable[..., None]) -> None:
+    """All servers are up all the time; they are measured in turn."""
+    make_mnist(base)
+    imgs = np.random.default_rng(0).random((1, 28, 28, 1), np.float32)
+    content = request("mnist", "imgs", imgs)
+    body = json.dumps({"instances": imgs.tolist()}).encode()
+    inside = InProcess(base / "1", "serving_default")
+    with (
+        ours("mnist", base) as batched,
+        ours("mnist", base, "--max-batch-size=1") as unbatched,
+        Server(__file__, "--kserve-alone", base, free_port()) as kserve,
+    ):
+        wait_for(kserve[0])
+        for _ in range(options.rounds):
+            note(mnist_inside_ms=inside.p50_ms(options.seconds, imgs=imgs))
+            note(mnist_ms=asyncio.run(by_grpc(batched[2], content, 1, options.seconds))[0])
+            note(batched=asyncio.run(by_grpc(batched[2], content, options.clients, options.seconds))[1])
+            note(unbatched=asyncio.run(by_grpc(unbatched[2], content, options.clients, options.seconds))[1])
+            note(kserve=asyncio.run(by_http(kserve[0], body, options.clients, options.seconds))[1])
+
+
+def detection(version: Path, options: argparse.Namespace, jpeg: bytes, note: Callable[..., None]) -> None:
+    encoded = np.array([jpeg], object)
+    inside = InProcess(version, "image_bytes")
+    content = request("detector", "inputs", encoded, "image_bytes")
+    with ours("detector", version.parent) as ports:
+        for _ in range(options.rounds):
+            note(detect_inside_ms=inside.p50_ms(2 * options.seconds, inputs=encoded))
+            note(detect_ms=asyncio.run(by_grpc(ports[2], content, 1, 2 * options.seconds))[0])
 
 
 def wait_for(port: int) -> None:

@@ -26,7 +26,7 @@ _REMEMBERED = 16  # batches
 Run = Callable[[Arrays], dict[str, Array]]
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class _Job:
     """A request in the queue."""
 
@@ -108,7 +108,7 @@ class Batcher:
             RequestError: The queue is full, or the model refused the inputs.
         """
         weight = max(examples, 1)
-        if self.waiting + weight > self.max_queue:
+        if self.waiting and self.waiting + weight > self.max_queue:
             raise RequestError(
                 f"the queue is full: {self.waiting} of {self.max_queue} examples wait; try again later",
                 Code.RESOURCE_EXHAUSTED,
@@ -130,7 +130,21 @@ class Batcher:
         if not self._scheduled:  # after the other requests that came in the same turn of the loop
             self._scheduled = True
             loop.call_soon(self._dispatch)
-        return await job.result
+        try:
+            return await job.result
+        except asyncio.CancelledError:  # its client is gone, or its time is up: its place is free
+            self._give_up(lane_key, lane, job)
+            raise
+
+    def _give_up(self, key: Hashable, lane: _Lane, job: _Job) -> None:
+        if job not in lane.jobs:
+            return
+        lane.jobs.remove(job)
+        weight = max(job.examples, 1)
+        lane.examples -= weight
+        self.waiting -= weight
+        if not lane.jobs and self._lanes.get(key) is lane:
+            del self._lanes[key]
 
     def _dispatch(self) -> None:
         """Give batches that are due to free workers."""

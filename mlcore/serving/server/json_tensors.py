@@ -215,7 +215,7 @@ def encode(outputs: Arrays, form: str) -> bytes:
 def _plain(name: str, value: Array) -> Any:
     """An output that `dumps` can write."""
     if value.dtype != object:
-        return np.ascontiguousarray(value)
+        return np.ascontiguousarray(value) if value.ndim else value.item()
     as_b64 = name.endswith(_BYTES_SUFFIX)
 
     def convert(part: Any) -> Any:

@@ -188,6 +188,28 @@ def test_a_request_given_up_is_not_run():
     asyncio.run(main())
 
 
+def test_requests_given_up_leave_their_places_to_others():
+    async def main():
+        batcher, model = make(max_queue=3), Doubler()
+        model.gate.clear()
+        running = asyncio.create_task(ask(batcher, model, 0))
+        await asyncio.sleep(0.05)
+        waiting = [asyncio.create_task(ask(batcher, model, n, key=n % 2)) for n in range(3)]
+        await asyncio.sleep(0.05)
+        assert batcher.waiting == 3
+        for task in waiting:
+            task.cancel()
+        await asyncio.sleep(0)
+        assert batcher.waiting == 0
+        again = [asyncio.create_task(ask(batcher, model, n)) for n in range(3)]
+        await asyncio.sleep(0.05)
+        model.gate.set()
+        assert await asyncio.gather(running, *again) == [[0], [0], [2], [4]]
+        assert batcher.idle
+
+    asyncio.run(main())
+
+
 def test_a_lone_request_does_not_wait_for_others():
     async def main():
         batcher = make(max_delay_s=5.0)

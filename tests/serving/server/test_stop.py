@@ -146,16 +146,16 @@ def test_request_log_has_what_was_asked_and_answered(run_server, classifier, img
     assert all(json.loads(text)["id"] for file in files for text in file.read_text().splitlines())
 
 
-def test_a_port_that_is_taken_is_wrong_use(mnist_server, classifier):
-    for index, flag in enumerate(("http-port", "grpc-port", "tfs-port")):
-        ports = dict.fromkeys(("http-port", "grpc-port", "tfs-port"), "0") | {flag: str(mnist_server.ports[index])}
-        done = subprocess.run(
-            [sys.executable, "-m", "mlcore", "serve", "--model-name=mnist", f"--models-dir={classifier}",
-             "--host=127.0.0.1", *(f"--{name}={port}" for name, port in ports.items())],
-            capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-        assert done.returncode == 2
-        assert f"--{flag}={mnist_server.ports[index]}: cannot listen" in done.stderr.splitlines()[-1]
+@pytest.mark.parametrize(("index", "flag"), [(0, "http-port"), (2, "tfs-port")])
+def test_a_port_that_is_taken_is_wrong_use(mnist_server, classifier, index, flag):
+    ports = dict.fromkeys(("http-port", "grpc-port", "tfs-port"), 0) | {flag: mnist_server.ports[index]}
+    done = subprocess.run(
+        [sys.executable, "-m", "mlcore", "serve", "--model-name=mnist", f"--models-dir={classifier}",
+         "--host=127.0.0.1", *(f"--{name}={port}" for name, port in ports.items())],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert f"--{flag}={ports[flag]}: cannot listen" in done.stderr.splitlines()[-1]
 
 
 def test_it_ends_by_itself_after_the_time_given(classifier):
