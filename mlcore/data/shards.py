@@ -3,7 +3,6 @@
 import hashlib
 import math
 import os
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +13,6 @@ from mlcore.data.boxes import Box
 from mlcore.data.images import Header, ImageError
 from mlcore.data.irregularities import Irregularity
 from mlcore.data.memory import collector_paused, keep_freed_memory
-from mlcore.data.ordered_digests import OrderedDigests
 from mlcore.data.plan import Decisions, Evidence, Job, ShardResult
 from mlcore.data.records import shard_name
 from mlcore.data.sources import Item, split_extension
@@ -22,7 +20,6 @@ from mlcore.data.tfrecord import TFRecordWriter
 
 _PROGRESS_EVERY = 32
 _READ_BYTES = 1 << 20
-_LOOK_AHEAD = 8  # images that are hashed while the next ones are read
 _MAX_KEPT = 100_000  # parsed annotations that one process keeps in memory between the two rounds
 _FITS_WITHIN = 1.5  # pixels: a box may lie this far outside and still be of this image (a count from 0 or 1, rounding)
 
@@ -37,15 +34,6 @@ class Labelled(NamedTuple):
     truncated: int = 0
     difficult: int = 0
     mask: bytes = b""
-
-
-class _Usable(NamedTuple):
-    """What becomes a record: an item, its image and that one's header, and its boxes."""
-
-    item: Item
-    data: bytes
-    header: Header
-    labelled: list[Labelled]
 
 
 class Rejected(Exception):
@@ -98,33 +86,20 @@ class Converter:
         result = self._result = ShardResult(split, index, shard_name(split, index, self._job.counts[split]))
         digest = hashlib.sha256()
         unreported = 0
-        hashed: deque[_Usable] = deque()  # in `digests`, some of them still on their way
-        with TFRecordWriter(directory / result.file) as writer, OrderedDigests() as digests:
-
-            def finish() -> None:
-                usable = hashed.popleft()
-                key = digests.next()
-                digest.update(b"%s%08x" % (key, writer.write(self._encode(usable, key), usable.data)))
-
+        with TFRecordWriter(directory / result.file) as writer:
             for item in self._job.shards[split, index]:
                 try:
-                    usable = self._usable(item)
+                    head, data, key = self._record(item)
+                    digest.update(b"%s%08x" % (key, writer.write(head, data)))
                 except Rejected as rejected:
                     result.rejected += 1
                     self._note(rejected.file or item.image, rejected.reason, rejected.detail)
                 except LeftOut:
                     pass
-                else:
-                    digests.put(usable.data)
-                    hashed.append(usable)
-                    if len(hashed) > _LOOK_AHEAD:
-                        finish()
                 unreported += 1
                 if unreported == _PROGRESS_EVERY:
                     report(unreported)
                     unreported = 0
-            while hashed:
-                finish()
         report(unreported)
         result.size, result.digest = writer.size, digest.hexdigest()
         return result
@@ -154,13 +129,15 @@ class Converter:
         except OSError as error:
             raise Rejected("xml-malformed", f"cannot be read ({error.strerror})", item.annotation) from error
 
-    def _usable(self, item: Item) -> _Usable:
-        """What becomes a record of an item."""
+    def _record(self, item: Item) -> tuple[bytes, bytes, bytes]:
+        """The record of an item up to its image, the image, and its SHA-256 in hexadecimal."""
         # All that may reject comes first, so that a rejected image is counted in nothing else.
         if self._job.annotations == "trimap":
             data, header, labelled, dropped = self._from_trimap(item)
         else:
             data, header, labelled, dropped = self._from_xml(item)
+        key = hashlib.sha256(data).hexdigest().encode()
+        head = self._encode(item, data, header, labelled, key)
         result = self._result
         result.images += 1
         result.boxes_dropped += dropped
@@ -174,7 +151,7 @@ class Converter:
             result.boxes_by_class[entry.label] += 1
             share = (box.xmax - box.xmin) * (box.ymax - box.ymin) / pixels
             result.box_sizes[round(100 * math.sqrt(share))] += 1
-        return _Usable(item, data, header, labelled)
+        return head, data, key
 
     def _image(self, item: Item) -> tuple[bytes, Header]:
         try:
@@ -339,9 +316,7 @@ class Converter:
         self._result.boxes_dropped -= 1
         return data, header, [Labelled(item.label, box, area, mask=masks.encode_mask(foreground))], 0
 
-    def _encode(self, usable: _Usable, key: bytes) -> bytes:
-        """The record up to its image, whose SHA-256 in hexadecimal is `key`."""
-        item, data, header, labelled = usable
+    def _encode(self, item: Item, data: bytes, header: Header, labelled: list[Labelled], key: bytes) -> bytes:
         width, height = header.width, header.height
         class_ids = self._decisions.class_ids
         source_id = str(self._job.source_ids[item.name]).encode()

@@ -215,7 +215,7 @@ class OutputDirectory:
             if isinstance(error, TransientError) or not is_disk_full(error):
                 raise
             raise TransientError(
-                f"{self.path}: no room on the disk ({os.strerror(errno.ENOSPC)}); nothing is left behind; free some "
+                f"{parent}: no room on the disk ({os.strerror(errno.ENOSPC)}); nothing is left behind; free some "
                 "and run the step again"
             ) from error
         finally:

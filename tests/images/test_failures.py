@@ -34,7 +34,7 @@ class Failure(NamedTuple):
 FAILURES = {
     "a truncated archive is bad data": Failure(
         "extract",
-        "head -c 100000 /dev/urandom > /tmp/noise && tar -czf - -C /tmp noise | head -c 50000 > /data/cut.tar.gz",
+        "head -c 1000000 /dev/urandom > /tmp/noise && tar -czf - -C /tmp noise | head -c 700000 > /data/cut.tar.gz",
         ("--archive=/data/cut.tar.gz", "--output-dir=/data/out"),
         65,
         r"^mlcore extract: error: /data/cut\.tar\.gz: 'noise': the archive is cut here$",

@@ -142,7 +142,7 @@ def test_directory_in_a_folder_that_cannot_be_written_is_filled_in_place(tmp_pat
 )
 def test_a_full_disk_is_a_transient_failure_that_leaves_nothing(tmp_path, error):
     with (
-        pytest.raises(TransientError, match=r"out: no room on the disk .*; nothing is left behind"),
+        pytest.raises(TransientError, match=r": no room on the disk .*; nothing is left behind"),
         directory(tmp_path / "out").writing() as staging,
     ):
         (staging / "half").write_text("x")
