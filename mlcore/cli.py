@@ -20,6 +20,7 @@ import click
 
 from mlcore import __version__
 from mlcore.runtime import logs, results
+from mlcore.runtime.ending import note_exit_code
 from mlcore.runtime.errors import EXIT_BUG, MlcoreError, Stopped, UsageError
 from mlcore.runtime.outputs import atomic_file
 from mlcore.runtime.parameters import Parameter, merge, parameters_of
@@ -117,11 +118,14 @@ def _overview() -> str:
 
 
 def run_step(name: str, arguments: Sequence[str] | None = None) -> int:
-    """Run one step with these arguments (default: those of the process); the exit code.
+    """Run one step with these arguments (default: those of the process); the exit code."""
+    exit_code = _exit_code_of(name, list(sys.argv[1:] if arguments is None else arguments))
+    note_exit_code(exit_code)
+    return exit_code
 
-    The only place where an error becomes an exit code.
-    """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+
+def _exit_code_of(name: str, arguments: list[str]) -> int:
+    """Run one step. The only place where an error becomes an exit code."""
     logs.configure()
     raise_on_stop()
     try:

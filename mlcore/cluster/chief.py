@@ -7,7 +7,6 @@ from pathlib import Path
 
 from mlcore.cluster.config import Cluster
 from mlcore.cluster.coordinator import Coordinator
-from mlcore.cluster.ending import end_without_clean_up
 from mlcore.cluster.evaluation import Evaluation, wait_for_evaluation
 from mlcore.cluster.guard import PeerGuard
 from mlcore.cluster.peers import Presence, describe, troubles_with, wait_for_own_port, wait_for_peers
@@ -16,6 +15,7 @@ from mlcore.cluster.strategy import parameter_server_strategy
 from mlcore.cluster.team import Team, join_team, meaning_of, others_in_team
 from mlcore.cluster.tensorflow import import_tensorflow
 from mlcore.cluster.timeouts import OWN_PORT_TIMEOUT_S, Timeouts
+from mlcore.runtime.ending import end_without_clean_up
 from mlcore.runtime.errors import RestartError, Stopped, UsageError
 from mlcore.runtime.signals import StopFlag
 
@@ -92,10 +92,13 @@ class Chief:
     def leave(self, exit_code: int) -> None:
         """Where a member does not answer, TensorFlow's own end of the process would wait for it: forgo that.
 
-        Where a team breaks up, too, some may still be in the middle of it.
+        Where a team breaks up, too, some may still be in the middle of it. And servers that have heard that the chief
+        is done are gone a moment later: where their hosts go with them, as pods do, nobody even refuses to answer.
         """
         if self.team is not None and exit_code:
             end_without_clean_up(exit_code)
+        elif self.coordinator is not None and not exit_code:
+            end_without_clean_up()
         elif self.coordinator is not None and (troubles := troubles_with(self.cluster.of("ps", "worker"))):
             log.debug("the process will end without TensorFlow's clean-up: %s", describe(troubles))
             end_without_clean_up(exit_code)

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from mlcore.cluster.config import Member
-from mlcore.cluster.ending import end_process
 from mlcore.cluster.peers import REFUSED, SILENT, describe, troubles_with
+from mlcore.runtime.ending import end_process
 from mlcore.runtime.errors import RestartError
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from mlcore.cluster.config import Cluster, Member
-from mlcore.cluster.ending import end_without_clean_up
 from mlcore.cluster.guard import PeerGuard
 from mlcore.cluster.peers import Presence, wait_for_own_port, wait_for_peers
 from mlcore.cluster.status import State, exit_code_of, read_status
@@ -24,6 +23,7 @@ from mlcore.cluster.strategy import multi_worker_mirrored_strategy
 from mlcore.cluster.tensorflow import import_tensorflow
 from mlcore.cluster.timeouts import OWN_PORT_TIMEOUT_S, Timeouts
 from mlcore.cluster.watch import Watch
+from mlcore.runtime.ending import end_without_clean_up
 from mlcore.runtime.errors import RestartError, Stopped
 from mlcore.runtime.signals import StopFlag
 
