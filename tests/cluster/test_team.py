@@ -108,10 +108,10 @@ def test_lone_worker_ends_with_138_after_the_bound(mnist, tmp_path):
 
 
 def test_detection_in_step_evaluates_and_stops_and_a_chief_with_an_evaluator_goes_on(detection, tmp_path):
-    command = [*detection, "--steps=40", "--checkpoint-interval=20", "--eval-interval=10"]
+    command = [*detection, "--steps=60", "--checkpoint-interval=15", "--eval-interval=20"]
     with LocalCluster(tmp_path / "logs", command, **TEAM) as cluster:
         cluster.start()
-        cluster.wait_for_log("worker-0", r"saved \S+ckpt-20", 150)
+        cluster.wait_for_log("worker-0", r"saved \S+ckpt-30", 150)  # no evaluation: during one it would leave alone
         cluster.send("worker-1", signal.SIGTERM)
         assert set(cluster.wait_all(60).values()) == {143}, cluster.logs()
         (stopped,) = re.findall(r"stopped after step (\d+)", cluster.log("worker-0"))
@@ -122,5 +122,5 @@ def test_detection_in_step_evaluates_and_stops_and_a_chief_with_an_evaluator_goe
         assert set(cluster.wait_all(150).values()) == {0}, cluster.logs()
         assert re.search(rf"resuming from \S+ckpt-{stopped}\b", cluster.log("chief-0"))
         assert "ap50=" in cluster.log("evaluator-0")
-    assert results(tmp_path)["steps"] == 40
+    assert results(tmp_path)["steps"] == 60
     assert results(tmp_path)["best_step"] > 0
