@@ -136,11 +136,21 @@ def test_mnist_succeeds_with_a_worker_and_a_ps_killed_in_between(our_job, images
     assert ours.shell("ls -d /data/mnist/exported/*/saved_model.pb").strip() == "/data/mnist/exported/1/saved_model.pb"
 
 
-def test_short_detection_succeeds(our_job, images, records):
-    ours = our_job("pets", steps="20", image_size="64x96", checkpoint_interval="10")
+def test_detection_succeeds_with_a_worker_and_a_ps_killed_in_between(our_job, images, records):
+    ours = our_job("pets", steps="80", image_size="64x96", checkpoint_interval="20")
     ours.fill(records, "/data/pets/records", images["download"].reference)
     job = ours.job.start()
+    chief = rf"{job.name}-chief-0 +\| [^\n]*"
+    job.wait_for(rf"{chief}saved \S+ckpt-20\n", 300)
+    docker("kill", "--signal=KILL", f"{job.name}-worker-1")
+    job.wait_for(rf"{chief}saved \S+ckpt-40\n", 240)
+    docker("kill", "--signal=KILL", f"{job.name}-ps-0")
+    job.wait_for(rf"{job.name}-chief-0: ended with 138; deleted and made again", 120)
     assert job.wait(600) == 0, job.tail()
-    assert job.table()[f"{job.name}-chief-0"] == ("Succeeded", "0", 0)
+    table = job.table()
+    assert table[f"{job.name}-chief-0"][:2] == ("Succeeded", "0")
+    assert min(table[f"{job.name}-{name}"][2] for name in ("chief-0", "worker-1", "ps-0")) >= 1
+    resumed = re.search(rf"{chief}resuming from \S+ckpt-(\d+)", job.stderr)
+    assert resumed and int(resumed[1]) >= 40, job.tail()
     assert re.search(rf"{job.name}-evaluator-0 +\| .*ap50=[\d.]+", job.stdout)
-    assert "ckpt-20.index" in ours.shell("ls /data/pets/model")
+    assert "ckpt-80.index" in ours.shell("ls /data/pets/model")
