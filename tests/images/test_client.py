@@ -46,5 +46,5 @@ def test_versions_are_listed_and_chosen_on_a_volume(images, volume):
     result = images["versions"].run("/data/m", "rollback", "--result-file=serving=/data/m/.serving", options=options)
     assert result.returncode == 0, result.stderr
     assert "versions=[1, 2]" in result.stdout and "retired=[3]" in result.stdout and " serving=2\n" in result.stdout
-    listed = images["download"].shell("cat /data/m/.serving; ls -A /data/m /data/m/.retired", [mount])
+    listed = images["download"].shell("cat /data/m/.serving; echo; ls -A /data/m /data/m/.retired", [mount])
     assert listed.split() == ["2", "/data/m:", ".retired", ".serving", "1", "2", "/data/m/.retired:", "3"]
