@@ -97,11 +97,11 @@ class Chief:
         """
         if self.team is not None and exit_code:
             end_without_clean_up(exit_code)
-        elif self.coordinator is not None and not exit_code:
-            end_without_clean_up()
         elif self.coordinator is not None and (troubles := troubles_with(self.cluster.of("ps", "worker"))):
             log.debug("the process will end without TensorFlow's clean-up: %s", describe(troubles))
             end_without_clean_up(exit_code)
+        elif self.coordinator is not None and not exit_code:
+            end_without_clean_up()
 
     def wait_for_evaluation(self, step: int) -> Evaluation | None:
         """The evaluator's metrics of the last checkpoint; None where there is no evaluator or it does not deliver."""

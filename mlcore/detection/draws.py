@@ -28,10 +28,10 @@ class Draws:
     In loops on tensors they stay as they are, because each round would get the same number; `keep_state` says so.
 
     Args:
-        seed: Seed of the run.
+        seed: Seed of the run; a tensor (int64) where it is known on a worker only.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: Any) -> None:
         self._seed = seed
         self._originals: dict[tuple[Any, str], Any] = {}
         self._number: Any = None
@@ -71,7 +71,7 @@ class Draws:
             if self._number is None or _in_loop(tf.compat.v1.get_default_graph()):
                 return original(*args, seed=seed, seed2=seed2, **kwargs)
             self._place += 1
-            own = tf.constant((self._seed * 1_000_003 + self._place) % _SEEDS, tf.int64)
+            own = tf.convert_to_tensor((self._seed * 1_000_003 + self._place) % _SEEDS, tf.int64)
             return stateless(*args, seed=tf.stack([own, self._number]), **kwargs)
 
         return draw
