@@ -20,21 +20,25 @@ def test_every_check_passes(overlay):
     assert {name: problems for name, problems in found.items() if problems} == {}
 
 
+def cuda_image(step):
+    """The image of a step with CUDA, whatever registry and tag `make manifests` was given."""
+    (image,) = (name for name in known_images() if re.search(rf"/{step}:", name) and not name.endswith("-gpu"))
+    return f"{image}-gpu"
+
+
 def test_the_images_with_cuda_are_those_that_are_built(project):
     from manifests.generate import GPU
 
     bake = (project / "docker-bake.hcl").read_text()
     (line,) = re.findall(r'contains\(\[("[a-z-]+", "[a-z-]+")\], step\.name\)', bake)
     assert set(GPU) == set(re.findall(r'"([a-z-]+)"', line))
-    assert {image for image in known_images() if image.endswith("-gpu")} == {
-        f"mlcore/{step}:latest-gpu" for step in GPU
-    }
+    assert {image for image in known_images() if image.endswith("-gpu")} == {cuda_image(step) for step in GPU}
 
 
 def test_a_training_with_gpus_asks_for_them_and_runs_the_image_with_cuda():
     for workload in workloads(rendered("pets-gpu-cluster")):
         if workload.kind == "TFJob":
-            assert workload.step["image"] == "mlcore/train:latest-gpu"
+            assert workload.step["image"] == cuda_image("train")
             gpus = workload.step["resources"]["limits"].get("nvidia.com/gpu", 0)
             assert gpus == (1 if workload.role in ("Worker", "Evaluator") else 0)
 
