@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mlcore.data import boxes as geometry
 from mlcore.data import example, images, voc
@@ -55,6 +55,7 @@ class Converter:
         keep_freed_memory()
         self._job = job
         self._root = os.fspath(job.root)
+        self._encoder = _encoder(job.annotations == "trimap")
         self._kept: dict[str, voc.VocAnnotation] = {}
         self._decisions = Decisions({}, True)
         self._result = ShardResult("", 0, "")
@@ -319,34 +320,41 @@ class Converter:
     def _encode(self, item: Item, data: bytes, header: Header, labelled: list[Labelled], key: bytes) -> bytes:
         width, height = header.width, header.height
         class_ids = self._decisions.class_ids
-        source_id = str(self._job.source_ids[item.name]).encode()
-        bytes_lists: dict[str, Sequence[bytes]] = {
+        values: dict[str, Sequence[Any]] = {
             "image/filename": [item.image.rpartition("/")[2].encode("utf-8", "surrogateescape")],
-            "image/source_id": [source_id],
+            "image/source_id": [str(self._job.source_ids[item.name]).encode()],
             "image/key/sha256": [key],
             "image/format": [header.format.encode()],
+            "image/height": [height],
+            "image/width": [width],
             "image/object/class/text": [entry.label.encode() for entry in labelled],
+            "image/object/class/label": [class_ids[entry.label] for entry in labelled],
+            "image/object/bbox/xmin": [entry.box.xmin / width for entry in labelled],
+            "image/object/bbox/xmax": [entry.box.xmax / width for entry in labelled],
+            "image/object/bbox/ymin": [entry.box.ymin / height for entry in labelled],
+            "image/object/bbox/ymax": [entry.box.ymax / height for entry in labelled],
+            "image/object/area": [entry.area for entry in labelled],
             "image/object/view": [entry.pose.encode() for entry in labelled],
+            "image/object/difficult": [entry.difficult for entry in labelled],
+            "image/object/truncated": [entry.truncated for entry in labelled],
+            "image/object/is_crowd": [0] * len(labelled),
         }
         if self._job.annotations == "trimap":
-            bytes_lists["image/object/mask"] = [entry.mask for entry in labelled]
-        return example.encode_around(
-            "image/encoded",
-            data,
-            bytes_lists=bytes_lists,
-            float_lists={
-                "image/object/bbox/xmin": [entry.box.xmin / width for entry in labelled],
-                "image/object/bbox/xmax": [entry.box.xmax / width for entry in labelled],
-                "image/object/bbox/ymin": [entry.box.ymin / height for entry in labelled],
-                "image/object/bbox/ymax": [entry.box.ymax / height for entry in labelled],
-                "image/object/area": [entry.area for entry in labelled],
-            },
-            int64_lists={
-                "image/height": [height],
-                "image/width": [width],
-                "image/object/class/label": [class_ids[entry.label] for entry in labelled],
-                "image/object/difficult": [entry.difficult for entry in labelled],
-                "image/object/truncated": [entry.truncated for entry in labelled],
-                "image/object/is_crowd": [0] * len(labelled),
-            },
-        )
+            values["image/object/mask"] = [entry.mask for entry in labelled]
+        return self._encoder.encode_around(values, "image/encoded", len(data))
+
+
+def _encoder(masks: bool) -> example.ExampleEncoder:
+    """For all features of a record but the picture."""
+    sides = ("xmin", "xmax", "ymin", "ymax")
+    return example.ExampleEncoder(
+        bytes_lists=[
+            "image/filename", "image/source_id", "image/key/sha256", "image/format", "image/object/class/text",
+            "image/object/view", *(["image/object/mask"] if masks else []),
+        ],
+        float_lists=[*(f"image/object/bbox/{side}" for side in sides), "image/object/area"],
+        int64_lists=[
+            "image/height", "image/width", "image/object/class/label", "image/object/difficult",
+            "image/object/truncated", "image/object/is_crowd",
+        ],
+    )  # fmt: skip

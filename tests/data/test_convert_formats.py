@@ -113,9 +113,21 @@ def test_an_example_holds_its_features_around_the_picture():
     }
     expected = {"name": [b"a", b""], "none": [], "x": [0.5, -1.0], "n": [-3, 2**62]}
     assert example.decode(example.encode(**features)) == expected
+    encoder = example.ExampleEncoder(**features)  # takes their names
     for content in (b"", b"p" * 100, b"p" * 70_000):
-        head = example.encode_around("picture", content, **features)
+        head = encoder.encode_around(expected, "picture", len(content))
         assert example.decode(head + content) == {**expected, "picture": [content]}
+
+
+def test_an_encoder_keeps_nothing_of_the_example_before():
+    encoder = example.ExampleEncoder(bytes_lists=["name"], int64_lists=["n"])
+    empty = encoder.encode({"name": [], "n": []})
+    full = encoder.encode({"name": [b"a"], "n": [1, 2]})
+    assert encoder.encode({"name": [], "n": []}) == empty
+    assert encoder.encode({"name": [b"a"], "n": [1, 2]}) == full
+    assert example.decode(empty) == {"name": [], "n": []}
+    with pytest.raises(ValueError, match="features"):
+        encoder.encode({"name": []})
 
 
 @settings(deadline=None)
