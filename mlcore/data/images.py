@@ -138,8 +138,30 @@ def exif_orientation(tiff: bytes) -> int:
     return 1
 
 
-def _read_png(data: bytes) -> Header:
-    """Walks over all chunks and checks each checksum: the only cheap way to find a damaged PNG."""
+class Png(NamedTuple):
+    """The chunks of a PNG, as far as they are used here (https://www.w3.org/TR/png-3/, section 11).
+
+    Attributes:
+        width: Pixels of a line.
+        height: Lines.
+        bits: Of a sample.
+        colour: Colour type: 0 grey, 2 RGB, 3 palette, 4 and 6 with alpha.
+        orientation: Of its EXIF block, 1 to 8.
+    """
+
+    width: int
+    height: int
+    bits: int
+    colour: int
+    orientation: int
+
+
+def read_png(data: bytes) -> Png:
+    """Walks over all chunks of a PNG and checks each checksum: the only cheap way to find a damaged one.
+
+    Raises:
+        ImageError: It is no PNG, damaged or cut off.
+    """
     position, orientation, ihdr, ended = 8, 1, None, False
     view = memoryview(data)
     while position + 12 <= len(data):
@@ -158,15 +180,21 @@ def _read_png(data: bytes) -> Header:
             ended = True
             break
         position = body_end + 4
-    if ihdr is None:
+    if ihdr is None or data[:8] != _PNG_SIGNATURE:
         raise ImageError("PNG without a header")
     if not ended:
         raise ImageError("PNG cut off")
     width, height, bits, colour, _, _, _ = ihdr
-    channels = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}.get(colour)
+    return Png(width, height, bits, colour, orientation)
+
+
+def _read_png(data: bytes) -> Header:
+    png = read_png(data)
+    channels = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}.get(png.colour)
     if channels is None:
-        raise ImageError(f"PNG of colour type {colour}")
-    return Header("png", width, height, channels, orientation, "image-colours" if bits == 16 else "")
+        raise ImageError(f"PNG of colour type {png.colour}")
+    problem = "image-colours" if png.bits == 16 else ""
+    return Header("png", png.width, png.height, channels, png.orientation, problem)
 
 
 def _read_other(data: bytes) -> Header:

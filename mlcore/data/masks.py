@@ -13,7 +13,7 @@ import numpy as np
 from isal import isal_zlib
 
 from mlcore.data.boxes import Box
-from mlcore.data.images import ImageError, decode
+from mlcore.data.images import ImageError, decode, read_png
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,10 +30,12 @@ def read_trimap(data: bytes) -> "NDArray[np.bool_]":
     Raises:
         ImageError: It cannot be decoded, or its pixels are no single numbers.
     """
-    image = decode(data, ("PNG",))
-    if image.mode not in ("L", "P"):
-        raise ImageError(f"pixels of mode {image.mode}; expected one number of 8 bits for each")
-    return np.asarray(image) != BACKGROUND
+    png = read_png(data)
+    if (png.colour, png.bits) != (0, 8) and png.colour != 3:
+        raise ImageError(
+            f"pixels of PNG colour type {png.colour} with {png.bits} bits; expected grey of 8, or a palette"
+        )
+    return np.asarray(decode(data, ("PNG",))) != BACKGROUND
 
 
 def bounding_box(mask: "NDArray[np.bool_]") -> tuple[Box | None, float]:

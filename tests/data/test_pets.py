@@ -2,6 +2,8 @@
 
 import csv
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -185,9 +187,69 @@ def test_the_box_of_a_mask_is_tight():
     assert bounding_box(mask) == (Box(4, 3, 13, 8), 2)
 
 
-def test_a_trimap_in_colour_is_refused():
-    with pytest.raises(ImageError, match="mode RGB"):
-        read_trimap(jpeg(SIZE, kind="PNG"))
+def png_of(mode, **options):
+    file = io.BytesIO()
+    image = Image.fromarray(trimap(3)).convert(mode)
+    if mode == "P":  # the numbers are what counts, not the colours behind them
+        image = Image.fromarray(trimap(3)).copy()
+        image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9])
+    image.save(file, "PNG", **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"), [("L", {}), ("L", {"compress_level": 0}), ("P", {}), ("P", {"bits": 4}), ("P", {"bits": 2})]
+)
+def test_a_trimap_is_read_by_its_numbers(mode, options):
+    assert np.array_equal(read_trimap(png_of(mode, **options)), trimap(3) != 2)
+
+
+def test_an_interlaced_trimap_is_read():
+    numbers = trimap(3)
+    passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]  # Adam7
+    lines = b"".join(
+        b"\0" + line.tobytes() for x, y, step_x, step_y in passes for line in numbers[y::step_y, x::step_x]
+    )
+    height, width = numbers.shape
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 1)),
+        (b"IDAT", zlib.compress(lines)),
+        (b"IEND", b""),
+    ]
+    assert np.array_equal(read_trimap(png_from(chunks)), numbers != 2)
+
+
+def png_from(chunks):
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+
+
+@pytest.mark.parametrize(("mode", "words"), [("RGB", "type 2"), ("1", "with 1 bits"), ("LA", "type 4"), ("I;16", "16")])
+def test_a_trimap_whose_pixels_are_no_single_numbers_is_refused(mode, words):
+    with pytest.raises(ImageError, match=words):
+        read_trimap(png_of(mode))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda png: png[:-20], "cut off"),
+        (lambda png: png[:60] + bytes([png[60] ^ 255]) + png[61:], "checksum"),
+        (lambda png: b"GIF89a" + png[6:], "without a header"),
+        (lambda png: b"", "without a header"),
+    ],
+)
+def test_a_damaged_trimap_is_refused(damage, words):
+    with pytest.raises(ImageError, match=words):
+        read_trimap(damage(png_of("L")))
+
+
+@pytest.mark.parametrize("body", [b"", b"no deflate", zlib.compress(b"\0" * 50), zlib.compress(b"\7" * 49 * 64)])
+def test_a_trimap_with_sound_checksums_and_wrong_pixels_is_refused(body):
+    header = struct.pack(">IIBBBBB", 64, 48, 8, 0, 0, 0, 0)
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        read_trimap(png_from([(b"IHDR", header), (b"IDAT", body), (b"IEND", b"")]))
 
 
 @pytest.mark.slow
