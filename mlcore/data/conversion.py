@@ -6,7 +6,6 @@ run in the same worker processes.
 
 import hashlib
 import logging
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from mlcore.data.records import LABEL_MAP, REJECTS, SPLITS
 from mlcore.data.shards import Converter
 from mlcore.data.sources import Item, Source
 from mlcore.data.workers import Workers
+from mlcore.runtime.cores import usable_cores
 from mlcore.runtime.errors import DataError
 from mlcore.runtime.progress import Progress
 
@@ -96,7 +96,7 @@ class Conversion:
         """
         exit_without_collecting()
         mine = set(shards)
-        count = self.workers or len(os.sched_getaffinity(0))
+        count = self.workers or usable_cores()
         # The largest first, and those to be converted before those that are only scanned, so that the work is even.
         scanned = sorted(self.job.shards, key=lambda shard: (shard not in mine, -len(self.job.shards[shard]), shard))
         if self.job.annotations == "trimap":

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlcore.data.mnist import MnistData
+from mlcore.runtime.cores import usable_cores
 from mlcore.runtime.errors import DataError, UsageError
 from mlcore.runtime.outputs import SUCCESS, OutputDirectory, atomic_file, read_success
 from mlcore.runtime.signals import stop_flag
@@ -103,7 +103,7 @@ class Training:
         """Train to the end, evaluate, export, and write what came of it; the results."""
         from mlcore.mnist.tensorflow import use_cores
 
-        cores = _cores()
+        cores = usable_cores()
         use_cores(cores)
 
         from mlcore.mnist.checkpoints import Checkpoints
@@ -135,7 +135,7 @@ class Training:
             return
         from mlcore.mnist.tensorflow import use_cores
 
-        use_cores(_cores())
+        use_cores(usable_cores())
 
         from mlcore.mnist.checkpoints import Checkpoints
         from mlcore.mnist.cluster import steps_in_team
@@ -150,7 +150,7 @@ class Training:
         """The part of a member that trains in step with the chief: the same steps, but it writes nothing."""
         from mlcore.mnist.tensorflow import use_cores
 
-        use_cores(_cores())
+        use_cores(usable_cores())
 
         from mlcore.mnist.checkpoints import Checkpoints
         from mlcore.mnist.cluster import steps_in_team
@@ -194,7 +194,7 @@ class Training:
         from mlcore.mnist.learner import parts_for
 
         with team.strategy.scope():
-            parts = parts_for(self.parameters["batch_size"] // team.size, _cores())
+            parts = parts_for(self.parameters["batch_size"] // team.size, usable_cores())
             return self.make_learner(parts, share=(team.index, team.size))
 
     def _batches(self) -> "Batches":
@@ -337,7 +337,3 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
         if old.get(name) != new.get(name):
             return f"--{name.replace('_', '-')} {old.get(name)}, now {new.get(name)}"
     return f"other data ({before.get('data')}, now {now['data']})"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))

@@ -1,6 +1,7 @@
 """Every image does what an orchestrator relies on: tried by running it."""
 
 import json
+import os
 import re
 import time
 
@@ -102,6 +103,16 @@ def test_wrong_use_is_2_and_one_line_on_stderr(image):
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr.count("\n") == 1 and "--no-such-flag" in result.stderr
+
+
+@pytest.mark.skipif(os.cpu_count() == 1, reason="a share of one core is all there is")
+@pytest.mark.parametrize(("limit", "expected"), [(["--cpus=1"], "1 1"), ([], f"{os.cpu_count()} None")])
+def test_a_share_of_the_cores_is_threads_for_that_share(images, limit, expected):
+    code = (
+        "import os; from mlcore.runtime.cores import usable_cores; from mlcore.cluster.tensorflow import "
+        "import_tensorflow as get; get(keras=False); print(usable_cores(), os.environ.get('TF_NUM_INTRAOP_THREADS'))"
+    )
+    assert images["mnist-train"].shell(f'python -c "{code}"', limit).strip() == expected
 
 
 def test_sigterm_ends_it_with_143_and_orphans_leave_no_zombie(waiting):
