@@ -4,11 +4,12 @@ The loop never calls TensorFlow's `join`, which waits for ever for a worker that
 closures in flight, goes on without a worker that does not answer, and ends with `RestartError` where it cannot go on.
 """
 
+import contextlib
 import logging
 import statistics
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,19 @@ class Coordinator:
         """Steps that each worker (`worker 0`, `worker 1`) has finished since this process began."""
         done = self._ledger.steps_by_worker
         return Counter({f"{worker.role} {worker.index}": done[worker.index] for worker in self.workers})
+
+    @contextlib.contextmanager
+    def without_waiting(self) -> Iterator[None]:
+        """Send operations off in the block without waiting for the answer to each; errors may come at its end.
+
+        For variables, which are made one by one on parameter servers, a few operations each.
+        """
+        execution = self._tf.config.experimental
+        execution.set_synchronous_execution(False)
+        try:
+            yield
+        finally:
+            execution.set_synchronous_execution(True)
 
     def per_worker_iterator(self, make_dataset: Callable[[Any, Any], Any]) -> Any:
         """An iterator on each worker over a dataset of its own, an input of `run`.

@@ -13,7 +13,7 @@ from mlcore.cluster.config import Cluster, Member
 from mlcore.cluster.leaving import announce_leaving, return_to_work, was_let_go
 from mlcore.cluster.peers import wait_for_own_port
 from mlcore.cluster.status import read_status
-from mlcore.cluster.tensorflow import import_tensorflow
+from mlcore.cluster.tensorflow import import_server_modules
 from mlcore.cluster.timeouts import OWN_PORT_TIMEOUT_S, Timeouts
 from mlcore.cluster.watch import Watch
 from mlcore.runtime.errors import RestartError
@@ -61,14 +61,14 @@ def serve(
 
 def _start(me: Member, threads_an_operation: int | None) -> object:
     """TensorFlow's server. It is told of itself alone: the chief names the others when it connects."""
-    tf = import_tensorflow(keras=False)
-    config = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=threads_an_operation or 0)
+    server_lib, config_pb2, errors = import_server_modules()
     try:
-        return tf.distribute.Server(
-            tf.train.ClusterSpec({me.role: {me.index: me.address}}),
-            job_name=me.role, task_index=me.index, protocol="grpc", config=config,
+        return server_lib.Server(
+            server_lib.ClusterSpec({me.role: {me.index: me.address}}),
+            job_name=me.role, task_index=me.index, protocol="grpc",
+            config=config_pb2.ConfigProto(intra_op_parallelism_threads=threads_an_operation or 0),
         )  # fmt: skip
-    except tf.errors.OpError as error:
+    except errors.OpError as error:
         raise RestartError(f"{me.name}: the server cannot start: {error.message}") from error
 
 

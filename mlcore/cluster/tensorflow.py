@@ -1,13 +1,16 @@
-"""The one place where TensorFlow is imported."""
+"""The one place where TensorFlow is imported: whole, without Keras, or as little of it as a server needs."""
 
 import contextlib
+import importlib
+import importlib.util
 import logging
 import os
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlcore.runtime.extras import require
 
+_NAME = "tensorflow"
 _KERAS = ("keras", "tf_keras")
 
 
@@ -23,16 +26,62 @@ def import_tensorflow(*, keras: bool = True, extra: str = "tf") -> Any:
     """
     if keras:
         os.environ["TF_USE_LEGACY_KERAS"] = "1"  # read once, at TensorFlow's import
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    _speak_less()
     # TensorFlow loads Keras at its import and goes on when it cannot; None in sys.modules says that it cannot.
     hidden = () if keras else tuple(name for name in _KERAS if name not in sys.modules)
     for name in hidden:
         sys.modules[name] = None  # type: ignore[assignment]
     try:
-        tensorflow = require("tensorflow", extra=extra)
+        tensorflow = require(_NAME, extra=extra)
     finally:
         for name in hidden:
             with contextlib.suppress(KeyError):
                 del sys.modules[name]
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    logging.getLogger(_NAME).setLevel(logging.ERROR)
     return tensorflow
+
+
+class ServerModules(NamedTuple):
+    """Modules of TensorFlow."""
+
+    server_lib: Any
+    config_pb2: Any
+    errors: Any
+
+
+def import_server_modules() -> ServerModules:
+    """What of TensorFlow a server needs, without the rest of its Python.
+
+    A server runs kernels, which are C++. The API around them takes five times as long to load; its modules can be had
+    alone where `tensorflow/__init__.py`, which imports them all, does not run. That loads plug-ins of devices, too, so
+    where there is one all of it is loaded.
+
+    Raises:
+        UsageError: TensorFlow is not installed; the message has the command.
+    """
+    _speak_less()
+    spec = importlib.util.find_spec(_NAME) if _NAME not in sys.modules else None
+    if spec is None or _has_plugins():
+        import_tensorflow(keras=False)
+        return _server_modules()
+    os.environ["TF2_BEHAVIOR"] = "1"  # as `tensorflow/__init__.py` has it
+    sys.modules[_NAME] = importlib.util.module_from_spec(spec)  # empty, but it knows where its modules are
+    try:
+        importlib.import_module("tensorflow.python.pywrap_tensorflow")  # before all others: their shared libraries
+        importlib.import_module("tensorflow.python.tf2").enable()
+        return _server_modules()
+    finally:
+        del sys.modules[_NAME]  # who needs the whole can import it
+
+
+def _has_plugins() -> bool:
+    return bool(os.environ.get("TF_PLUGGABLE_DEVICE_LIBRARY_PATH") or importlib.util.find_spec("tensorflow-plugins"))
+
+
+def _server_modules() -> ServerModules:
+    names = ("python.training.server_lib", "core.protobuf.config_pb2", "python.framework.errors")
+    return ServerModules(*(importlib.import_module(f"{_NAME}.{name}") for name in names))
+
+
+def _speak_less() -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

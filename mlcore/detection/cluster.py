@@ -154,7 +154,14 @@ def _plan_of_loop(plan: Plan, cluster: Cluster, training: Training) -> Plan:
 
 def _crew(chief: Chief, config: ExperimentConfig, model_dir: Path, training: Training) -> _Crew:
     """The crew of the chief, which waits for it to be complete."""
-    from mlcore.detection.run import make_dataset, make_strategy, prepare_devices, prepare_trainer
+    from mlcore.detection.run import (
+        load_weights,
+        make_dataset,
+        make_strategy,
+        make_trainer,
+        prepare_devices,
+        prepare_trainer,
+    )  # fmt: skip
 
     tf = import_tensorflow()
     if training.on == "multi_worker_mirrored":
@@ -165,7 +172,9 @@ def _crew(chief: Chief, config: ExperimentConfig, model_dir: Path, training: Tra
 
         prepare_devices(tf, training.seed, deterministic=False)
         coordinator = chief.connect()
-        trainer = prepare_trainer(coordinator.strategy, config, model_dir)
+        with coordinator.without_waiting():
+            trainer = make_trainer(coordinator.strategy, config)
+        load_weights(trainer, coordinator.strategy, model_dir)
         talk_less(trainer)
         runner = ClusterRunner(trainer, coordinator, training.records, training.seed)
         return _Crew(trainer, runner, coordinator.strategy.scope())
@@ -181,16 +190,14 @@ def _crew(chief: Chief, config: ExperimentConfig, model_dir: Path, training: Tra
 def _crew_of_team(
     team: Team, config: ExperimentConfig, model_dir: Path, training: Training, *, deterministic: bool, leads: bool
 ) -> _Crew:
-    from mlcore.detection.run import make_dataset, make_trainer
+    from mlcore.detection.run import load_weights, make_dataset, make_trainer
     from mlcore.detection.runner import LocalRunner
 
     strategy = team.strategy
     trainer = make_trainer(strategy, config)
     if not leads:  # the chief comes first, as it sets damaged checkpoints aside
         team.agree(False)
-    with strategy.scope():
-        if not trainer.resume(model_dir):
-            trainer.initialize()
+    load_weights(trainer, strategy, model_dir)
     if leads:
         team.agree(False)
     team.check_same("step", trainer.steps_done())

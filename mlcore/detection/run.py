@@ -140,10 +140,15 @@ def make_plan(config: ExperimentConfig, records: RecordSet, *, metric: str, pati
 def prepare_trainer(strategy: tf.distribute.Strategy, config: ExperimentConfig, model_dir: Path) -> Trainer:
     """A trainer in the strategy's scope, with the weights of the newest good checkpoint, else of `init_checkpoint`."""
     trainer = make_trainer(strategy, config)
+    load_weights(trainer, strategy, model_dir)
+    return trainer
+
+
+def load_weights(trainer: Trainer, strategy: tf.distribute.Strategy, model_dir: Path) -> None:
+    """The weights of the newest good checkpoint, else of `init_checkpoint`."""
     with strategy.scope():
         if not trainer.resume(model_dir):
             trainer.initialize()
-    return trainer
 
 
 def make_trainer(strategy: tf.distribute.Strategy, config: ExperimentConfig) -> Trainer:

@@ -1,0 +1,50 @@
+"""What a worker or parameter server loads."""
+
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("tensorflow")  # the extra tf
+
+SERVER = """
+import socket, sys
+from mlcore.cluster import server
+from mlcore.cluster.config import Member
+from mlcore.runtime.errors import RestartError
+
+with socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True) as taken:
+    try:
+        server._start(Member("ps", 0, f"127.0.0.1:{taken.getsockname()[1]}"), None)
+    except RestartError as error:
+        print(error)
+    port = taken.getsockname()[1]
+running = server._start(Member("ps", 0, f"127.0.0.1:{port}"), 1)
+print(running.target)
+print("tensorflow" in sys.modules, "tensorflow.python.framework.ops" in sys.modules, "tf_keras" in sys.modules)
+"""
+
+WHOLE = """
+from mlcore.cluster.tensorflow import import_tensorflow
+tf = import_tensorflow()
+print(tf.function(lambda x: x + 1)(tf.constant(2)).numpy(), tf.keras.layers.Dense.__module__[:8])
+"""
+
+
+def run(program):
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_server_starts_without_the_api_of_tensorflow_and_names_a_port_that_is_taken():
+    taken, target, loaded = run(SERVER)
+    assert taken.startswith("ps 0 (127.0.0.1:")
+    assert "the server cannot start" in taken
+    assert target.startswith("grpc://127.0.0.1:")
+    assert loaded == "False False False"
+
+
+@pytest.mark.slow
+def test_process_with_a_server_can_still_load_all_of_tensorflow():
+    assert run(SERVER + WHOLE)[-1] == "3 tf_keras"
