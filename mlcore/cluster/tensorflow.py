@@ -8,6 +8,7 @@ import os
 import sys
 from typing import Any, NamedTuple
 
+from mlcore.runtime.cores import limit_threads
 from mlcore.runtime.extras import require
 
 _NAME = "tensorflow"
@@ -26,7 +27,7 @@ def import_tensorflow(*, keras: bool = True, extra: str = "tf") -> Any:
     """
     if keras:
         os.environ["TF_USE_LEGACY_KERAS"] = "1"  # read once, at TensorFlow's import
-    _speak_less()
+    _prepare()
     # TensorFlow loads Keras at its import and goes on when it cannot; None in sys.modules says that it cannot.
     hidden = () if keras else tuple(name for name in _KERAS if name not in sys.modules)
     for name in hidden:
@@ -59,7 +60,7 @@ def import_server_modules() -> ServerModules:
     Raises:
         UsageError: TensorFlow is not installed; the message has the command.
     """
-    _speak_less()
+    _prepare()
     spec = importlib.util.find_spec(_NAME) if _NAME not in sys.modules else None
     if spec is None or _has_plugins():
         import_tensorflow(keras=False)
@@ -83,5 +84,7 @@ def _server_modules() -> ServerModules:
     return ServerModules(*(importlib.import_module(f"{_NAME}.{name}") for name in names))
 
 
-def _speak_less() -> None:
+def _prepare() -> None:
+    """Set what TensorFlow reads from the environment at its import."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    limit_threads()
