@@ -90,7 +90,7 @@ def convert(
             of the data set, sorted, from 1.
         shards: Record files for each split, at most one for each image; 0 makes one for every 32 images up to ten, then
             one for every 1,000.
-        workers: Processes; 0 for one on each core. It does not change the result.
+        workers: Processes; 0 for one on each core that a container's CPU limit allows. It does not change the result.
         max_bad_fraction: Share of rejected images above which the conversion fails. An image counts as rejected if it
             is listed or annotated and cannot be used: it or its annotation is missing, damaged, or every box is faulty.
             Single boxes that are dropped do not count, nor do images that are left out.
