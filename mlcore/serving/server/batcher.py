@@ -92,6 +92,7 @@ class Batcher:
         examples: int,
         *,
         joinable: bool,
+        timeout_s: float | None = None,
         observe: Callable[[int], None] = lambda size: None,
     ) -> dict[str, Array]:
         """The model's answer to a request.
@@ -102,10 +103,11 @@ class Batcher:
             inputs: The request's tensors, checked.
             examples: How many examples are in it.
             joinable: Whether it may go together with others.
+            timeout_s: Most time that it may take; None: any.
             observe: Told the number of examples of each batch.
 
         Raises:
-            RequestError: The queue is full, or the model refused the inputs.
+            RequestError: The queue is full, the time is up, or the model refused the inputs.
         """
         weight = max(examples, 1)
         if self.waiting and self.waiting + weight > self.max_queue:
@@ -130,13 +132,26 @@ class Batcher:
         if not self._scheduled:  # after the other requests that came in the same turn of the loop
             self._scheduled = True
             loop.call_soon(self._dispatch)
+        timer = (
+            None if timeout_s is None else loop.call_later(timeout_s, self._too_late, lane_key, lane, job, timeout_s)
+        )
         try:
             return await job.result
-        except asyncio.CancelledError:  # its client is gone, or its time is up: its place is free
+        except asyncio.CancelledError:  # its client is gone
             self._give_up(lane_key, lane, job)
             raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+            del job  # an error's traceback has this frame, and would keep the request's tensors with it
+
+    def _too_late(self, key: Hashable, lane: _Lane, job: _Job, timeout_s: float) -> None:
+        if not job.result.done():
+            job.result.set_exception(RequestError(f"no answer within {timeout_s:g} s", Code.DEADLINE_EXCEEDED))
+            self._give_up(key, lane, job)
 
     def _give_up(self, key: Hashable, lane: _Lane, job: _Job) -> None:
+        """Free its place in the queue."""
         if job not in lane.jobs:
             return
         lane.jobs.remove(job)

@@ -41,7 +41,7 @@ with _no_arguments():
 from mlcore.serving.server.errors import Code, RequestError  # noqa: E402 kserve must not see our command line
 from mlcore.serving.server.grpc_common import health_handler  # noqa: E402
 from mlcore.serving.server.grpc_v2 import REPOSITORY, Servicer  # noqa: E402
-from mlcore.serving.server.http import BoundedBodies, error_response  # noqa: E402
+from mlcore.serving.server.http import Front, error_response  # noqa: E402
 from mlcore.serving.server.rest_v1 import V1  # noqa: E402
 from mlcore.serving.server.rest_v2 import V2  # noqa: E402
 from mlcore.serving.server.service import Service  # noqa: E402
@@ -102,12 +102,14 @@ class _Rest(RESTServer):  # type: ignore[misc]
         super().__init__("kserve.model_server:app", **options)
         self.service = service
         self.max_bytes = max_bytes
-        self.config.access_log = False
+        logging.getLogger("uvicorn.access").propagate = False  # else each request's line is made, and then not written
+        self.config.proxy_headers = False  # nobody here asks where a request came from
         self.config.log_level = "warning"
+        self.v1, self.v2 = V1(service), V2(service)
         self._server = _Uvicorn(self.config)
 
     def _register_endpoints(self, app: Any) -> None:
-        app.router.routes[:] = [*V1(self.service).routes(), *V2(self.service).routes()]
+        app.router.routes[:] = [*self.v1.routes(), *self.v2.routes()]
         super()._register_endpoints(app)
 
     def _add_exception_handlers(self, app: Any) -> None:
@@ -123,7 +125,12 @@ class _Rest(RESTServer):  # type: ignore[misc]
         """In place of kserve's, which logs the time of each request."""
         app.middleware_stack = None  # that of an earlier server in this process
         app.user_middleware.clear()
-        app.add_middleware(BoundedBodies, max_bytes=self.max_bytes)
+
+    def create_application(self) -> None:
+        """Kserve's application, with our short way for predictions before it."""
+        super().create_application()
+        predictions = {**self.v1.predictions(), **self.v2.predictions()}
+        self.config.app = Front(kserve.model_server.app, predictions, self.max_bytes)
 
     async def serve(self, listener: socket.socket) -> None:
         """Answer until `stop`."""

@@ -133,18 +133,15 @@ class Request:
         name = signature.name
         number = version.number
         run = version.model.run
-        try:
-            async with asyncio.timeout(limit):
-                outputs = await service.batcher.call(
-                    (version, name),
-                    lambda values: run(name, values),
-                    inputs,
-                    examples,
-                    joinable=signature.joinable,
-                    observe=lambda size: service.metrics.observe_batch(number, size),
-                )
-        except TimeoutError:
-            raise RequestError(f"no answer within {limit:g} s", Code.DEADLINE_EXCEEDED) from None
+        outputs = await service.batcher.call(
+            (version, name),
+            lambda values: run(name, values),
+            inputs,
+            examples,
+            joinable=signature.joinable,
+            timeout_s=limit,
+            observe=lambda size: service.metrics.observe_batch(number, size),
+        )
         if service.request_log is not None:
             self.entry = {"signature": name, "inputs": inputs, "outputs": outputs}
         return outputs
