@@ -139,13 +139,14 @@ def serve(
     async def main(stop: StopFlag) -> ServeResult:
         batcher = Batcher(
             max_batch_size=max_batch_size, max_delay_s=max_batch_delay_ms / 1000, max_queue=max_queue,
-            workers=batch_workers, is_bad_input=savedmodel.is_bad_input, message_of=savedmodel.message_of,
+            workers=batch_workers, timeout_s=request_timeout_s,
+            is_bad_input=savedmodel.is_bad_input, message_of=savedmodel.message_of,
         )  # fmt: skip
         repository = Repository(
             model_name, models_dir, load=lambda directory: savedmodel.load(directory, threads), policy=policy,
             traffic=split, metrics=metrics,
         )  # fmt: skip
-        service = Service(repository, batcher, metrics, kept, request_timeout_s)
+        service = Service(repository, batcher, metrics, kept)
         server = ModelServer(
             service, model_name, host=host, ports=(http_port, grpc_port, tfs_port),
             max_bytes=int(max_request_mb * 1e6), drain_s=drain_timeout_s,

@@ -9,6 +9,7 @@ Everything but the call itself happens in the event loop's thread.
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
@@ -55,6 +56,7 @@ class Batcher:
         max_delay_s: How long the first request of a batch that is not full waits for others, though a worker is free.
         max_queue: Most examples that wait; requests beyond are refused.
         workers: Batches that run at once.
+        timeout_s: Most time of a request, which can be given less.
         is_bad_input: Whether an exception is the fault of the inputs.
         message_of: What to tell the client of such an exception.
     """
@@ -66,12 +68,14 @@ class Batcher:
         max_delay_s: float,
         max_queue: int,
         workers: int,
+        timeout_s: float = float("inf"),
         is_bad_input: Callable[[BaseException], bool],
         message_of: Callable[[BaseException], str],
     ) -> None:
         self.max_batch_size = max_batch_size
         self.max_delay_s = max_delay_s
         self.max_queue = max_queue
+        self.timeout_s = timeout_s
         self.waiting = 0
         self._is_bad_input = is_bad_input
         self._message_of = message_of
@@ -82,6 +86,8 @@ class Batcher:
         self._scheduled = False
         self._expected = 1  # requests that will probably come together
         self._came: deque[int] = deque(maxlen=_REMEMBERED)  # requests of the last batches
+        self._watched: dict[_Job, tuple[float, Hashable, _Lane]] = {}  # with the end of its time; the oldest first
+        self._watching = False
         self._batches = 0
 
     async def call(
@@ -103,7 +109,7 @@ class Batcher:
             inputs: The request's tensors, checked.
             examples: How many examples are in it.
             joinable: Whether it may go together with others.
-            timeout_s: Most time that it may take; None: any.
+            timeout_s: Most time that it may take; None: the most that a request may.
             observe: Told the number of examples of each batch.
 
         Raises:
@@ -132,9 +138,11 @@ class Batcher:
         if not self._scheduled:  # after the other requests that came in the same turn of the loop
             self._scheduled = True
             loop.call_soon(self._dispatch)
-        timer = (
-            None if timeout_s is None else loop.call_later(timeout_s, self._too_late, lane_key, lane, job, timeout_s)
-        )
+        timer = None
+        if timeout_s is None or timeout_s >= self.timeout_s:
+            self._watch(lane_key, lane, job)
+        else:
+            timer = loop.call_later(timeout_s, self._too_late, lane_key, lane, job, timeout_s)
         try:
             return await job.result
         except asyncio.CancelledError:  # its client is gone
@@ -143,7 +151,25 @@ class Batcher:
         finally:
             if timer is not None:
                 timer.cancel()
+            self._watched.pop(job, None)
             del job  # an error's traceback has this frame, and would keep the request's tensors with it
+
+    def _watch(self, key: Hashable, lane: _Lane, job: _Job) -> None:
+        """End it after `timeout_s`. All have the same time, so one timer, for the oldest, does for all of them."""
+        self._watched[job] = (time.monotonic() + self.timeout_s, key, lane)
+        if not self._watching and math.isfinite(self.timeout_s):
+            self._watching = True
+            asyncio.get_running_loop().call_later(self.timeout_s, self._look)
+
+    def _look(self) -> None:
+        self._watching = False
+        now = time.monotonic()
+        for job, (end, key, lane) in list(self._watched.items()):  # the oldest first
+            if end > now:
+                self._watching = True
+                asyncio.get_running_loop().call_later(end - now, self._look)
+                return
+            self._too_late(key, lane, job, self.timeout_s)
 
     def _too_late(self, key: Hashable, lane: _Lane, job: _Job, timeout_s: float) -> None:
         if not job.result.done():

@@ -204,19 +204,19 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
         Raises:
             UsageError: One is taken.
         """
-        from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
+        from tensorflow_serving.apis import model_service_pb2_grpc
 
-        from mlcore.serving.server.grpc_tfs import ModelService, PredictionService
+        from mlcore.serving.server.grpc_tfs import SERVICE, ModelService, PredictionService
 
         v2, tfs = self._new_grpc(), self._new_grpc()
         grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
             Servicer(self.service, self.dataplane, self.model_repository_extension), v2
         )
-        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(self.service), tfs)
+        PredictionService(self.service).add_to(tfs)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(self.service), tfs)
         names = (
             (v2, "--grpc-port", self._ports[1], "inference.GRPCInferenceService"),
-            (tfs, "--tfs-port", self._ports[2], "tensorflow.serving.PredictionService"),
+            (tfs, "--tfs-port", self._ports[2], SERVICE),
         )
         bound = [self._listener.getsockname()[1]]
         for server, flag, port, service in names:

@@ -28,7 +28,6 @@ class Service:
         batcher: Runs requests together.
         metrics: Counts them.
         request_log: Keeps them; None: nothing is kept.
-        timeout_s: Most time that a request may take.
     """
 
     def __init__(
@@ -37,13 +36,11 @@ class Service:
         batcher: Batcher,
         metrics: Metrics,
         request_log: RequestLog | None,
-        timeout_s: float,
     ) -> None:
         self.repository = repository
         self.batcher = batcher
         self.metrics = metrics
         self.request_log = request_log
-        self.timeout_s = timeout_s
         self.stopping = False
         self.in_flight = 0
         self.answered = 0
@@ -129,7 +126,6 @@ class Request:
         assert version is not None
         service = self.service
         examples = signature.check(inputs)
-        limit = service.timeout_s if timeout_s is None else min(timeout_s, service.timeout_s)
         name = signature.name
         number = version.number
         run = version.model.run
@@ -139,7 +135,7 @@ class Request:
             inputs,
             examples,
             joinable=signature.joinable,
-            timeout_s=limit,
+            timeout_s=timeout_s,
             observe=lambda size: service.metrics.observe_batch(number, size),
         )
         if service.request_log is not None:
