@@ -57,6 +57,7 @@ def serve(
     max_batch_size: Annotated[int, Range(min=1)] = 32,
     max_batch_delay_ms: Annotated[float, Range(min=0)] = 5.0,
     max_queue: Annotated[int, Range(min=1)] = 1024,
+    max_in_flight_mb: Annotated[float, Range(min=0.001)] = 1024.0,
     batch_workers: Annotated[int, Range(min=1)] = 1,
     threads: Annotated[int, Range(min=0)] = 0,
     max_request_mb: Annotated[float, Range(min=0.001, max=2000)] = 64.0,
@@ -93,6 +94,7 @@ def serve(
         max_batch_delay_ms: How long the first request of a batch waits at most for as many others as came together of
             late. The requests of a lone client never wait.
         max_queue: Most examples that wait; requests beyond are refused with 429 or RESOURCE_EXHAUSTED.
+        max_in_flight_mb: Most megabytes of inputs that wait or run; requests beyond are refused in the same way.
         batch_workers: Batches that run at once.
         threads: Threads of one operation; 0: as many as there are cores.
         max_request_mb: Most megabytes of a request; a larger one is refused with 413 or RESOURCE_EXHAUSTED.
@@ -139,6 +141,7 @@ def serve(
     async def main(stop: StopFlag) -> ServeResult:
         batcher = Batcher(
             max_batch_size=max_batch_size, max_delay_s=max_batch_delay_ms / 1000, max_queue=max_queue,
+            max_bytes=max_in_flight_mb * 1e6,
             workers=batch_workers, timeout_s=request_timeout_s,
             is_bad_input=savedmodel.is_bad_input, message_of=savedmodel.message_of,
         )  # fmt: skip

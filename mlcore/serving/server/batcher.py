@@ -55,6 +55,7 @@ class Batcher:
         max_batch_size: Most examples of a batch; a request that has more goes alone, in parts of that size.
         max_delay_s: How long the first request of a batch that is not full waits for others, though a worker is free.
         max_queue: Most examples that wait; requests beyond are refused.
+        max_bytes: Most bytes of all inputs that wait or run; requests beyond are refused.
         workers: Batches that run at once.
         timeout_s: Most time of a request, which can be given less.
         is_bad_input: Whether an exception is the fault of the inputs.
@@ -67,6 +68,7 @@ class Batcher:
         max_batch_size: int,
         max_delay_s: float,
         max_queue: int,
+        max_bytes: float = float("inf"),
         workers: int,
         timeout_s: float = float("inf"),
         is_bad_input: Callable[[BaseException], bool],
@@ -75,6 +77,8 @@ class Batcher:
         self.max_batch_size = max_batch_size
         self.max_delay_s = max_delay_s
         self.max_queue = max_queue
+        self.max_bytes = max_bytes
+        self.held = 0  # bytes
         self.timeout_s = timeout_s
         self.waiting = 0
         self._is_bad_input = is_bad_input
@@ -121,6 +125,14 @@ class Batcher:
                 f"the queue is full: {self.waiting} of {self.max_queue} examples wait; try again later",
                 Code.RESOURCE_EXHAUSTED,
             )
+        size = _size(inputs)
+        if self.held and self.held + size > self.max_bytes:
+            raise RequestError(
+                f"{self.held / 1e6:.3g} MB of requests are in work, at most {self.max_bytes / 1e6:.3g} are held; "
+                "try again later",
+                Code.RESOURCE_EXHAUSTED,
+            )
+        self.held += size
         loop = asyncio.get_running_loop()
         job = _Job(inputs, examples, loop.create_future())
         if joinable and examples:
@@ -152,6 +164,7 @@ class Batcher:
             if timer is not None:
                 timer.cancel()
             self._watched.pop(job, None)
+            self.held -= size
             del job  # an error's traceback has this frame, and would keep the request's tensors with it
 
     def _watch(self, key: Hashable, lane: _Lane, job: _Job) -> None:
@@ -303,6 +316,14 @@ class Batcher:
     def close(self) -> None:
         """End the worker threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _size(inputs: Arrays) -> int:
+    """Bytes of inputs; of texts those of the texts."""
+    size = 0
+    for value in inputs.values():
+        size += value.nbytes if value.dtype.char != "O" else sum(map(len, value.flat))
+    return size
 
 
 def _apart(outputs: Arrays, sizes: Sequence[int]) -> list[dict[str, Array]]:

@@ -26,6 +26,7 @@ from mlcore.serving.server.states import version_states
 PROTOCOL = "tfs-grpc"
 SERVICE = "tensorflow.serving.PredictionService"
 _METADATA_FIELD = "signature_def"
+_ONLY_PREDICT = "is not served: call Predict, which takes serialised tf.Examples where a signature does (tf_example)"
 
 
 def decode(name: str, proto: tensor_pb2.TensorProto, spec: TensorSpec) -> Array:
@@ -102,7 +103,11 @@ def _wanted_version(spec: Any) -> int | None:
 
 
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):  # type: ignore[misc]
-    """Predict and GetModelMetadata. Classify, Regress and the rest answer UNIMPLEMENTED, as generated."""
+    """Predict and GetModelMetadata.
+
+    Classify, Regress and MultiInference are for signatures of methods of their own, which `tf.saved_model.save` does
+    not write; TensorFlow Serving refuses them for the others, too.
+    """
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -127,6 +132,18 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer): 
             return predict_response(
                 message.model_spec.name, signature.name, version.number, {name: outputs[name] for name in wanted}
             )
+
+    async def Classify(self, _message: Any, context: grpc.aio.ServicerContext) -> None:
+        """Refused."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"Classify {_ONLY_PREDICT}")
+
+    async def Regress(self, _message: Any, context: grpc.aio.ServicerContext) -> None:
+        """Refused."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"Regress {_ONLY_PREDICT}")
+
+    async def MultiInference(self, _message: Any, context: grpc.aio.ServicerContext) -> None:
+        """Refused."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"MultiInference {_ONLY_PREDICT}")
 
     async def GetModelMetadata(self, message: Any, context: grpc.aio.ServicerContext) -> Any:
         """The signatures of a version."""
