@@ -250,7 +250,8 @@ class Batcher:
         """Set how many requests the next batch waits for, from how many came for the last ones.
 
         A lone client has no two requests at once, so it never waits. Now and then a batch waits the whole delay, to see
-        whether more would come.
+        whether more would come. (Half of them at a time, so that the model works while the others are read, was no
+        faster with 32 clients, and as soon as the model is free a third slower: calls cost more than waiting.)
         """
         self._came.append(came)
         self._batches += 1

@@ -19,11 +19,17 @@ _REQUEST_ID, _VERSION = REQUEST_ID.encode(), VERSION.encode()
 _LARGE = 64 * 1024  # bytes of tensors or JSON that take long enough for a thread to pay
 
 
+class Lookup(Protocol):
+    """What a handler asks of headers."""
+
+    def get(self, name: str, /) -> str | None: ...
+
+
 class HttpRequest(Protocol):
     """What a handler asks of a request: Starlette's, or a `Post`."""
 
     @property
-    def headers(self) -> Mapping[str, str]: ...
+    def headers(self) -> "Lookup": ...
     @property
     def path_params(self) -> Mapping[str, Any]: ...
     async def body(self) -> bytes: ...
@@ -100,6 +106,26 @@ async def in_thread(size: int, function: Any, *arguments: Any) -> Any:
     return await asyncio.to_thread(function, *arguments)
 
 
+class Headers:
+    """Headers of a request by name, in small letters; of several with one name the first.
+
+    Few of them are asked for, so they are searched and not made a mapping of.
+    """
+
+    __slots__ = ("_headers",)
+
+    def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
+        self._headers = headers
+
+    def get(self, name: str) -> str | None:
+        """One of them."""
+        wanted = name.encode()
+        for found, value in self._headers:
+            if found == wanted:
+                return value.decode("latin-1")
+        return None
+
+
 class Post:
     """A prediction that came by POST.
 
@@ -112,8 +138,7 @@ class Post:
     __slots__ = ("_max_bytes", "_receive", "headers", "path_params")
 
     def __init__(self, scope: Scope, receive: Receive, path_params: Mapping[str, Any], max_bytes: int) -> None:
-        # Names are in small letters; of several headers with one name the first is taken.
-        self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
+        self.headers = Headers(scope["headers"])
         self.path_params = path_params
         self._receive = receive
         self._max_bytes = max_bytes

@@ -6,9 +6,11 @@ POST /v2/models/<name>[/versions/<n>]/infer       JSON, with binary tensors behi
 The request's parameter `signature_name` chooses a signature.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
+import orjson
 from kserve.constants.constants import INFERENCE_CONTENT_LENGTH_HEADER
 from starlette.responses import Response
 from starlette.routing import Route
@@ -150,20 +152,32 @@ def _split(body: bytes, length: str | None) -> tuple[bytes, memoryview]:
 
 def _encode(answer: dict[str, Any], outputs: Arrays, wanted: dict[str, bool]) -> tuple[bytes, int | None]:
     """The body of an answer, and the length of its JSON part if there is another."""
-    tensors = []
+    tensors: list[Any] = []
     raw = []
     finite = True
+    all_binary = all(wanted.values())
     for name, binary in wanted.items():
         value = outputs[name]
-        tensor: dict[str, Any] = {
-            "name": name, "datatype": v2_tensors.datatype_of(value.dtype), "shape": value.shape,
-        }  # fmt: skip
+        shape = name, v2_tensors.datatype_of(value.dtype), value.shape
         if binary:
             raw.append(v2_tensors.to_raw(value))
-            tensor["parameters"] = {"binary_data_size": len(raw[-1])}
+            tensors.append(_text(*shape, len(raw[-1])) if all_binary else _binary(*shape, len(raw[-1])))
         else:
             finite = finite and (value.dtype.kind != "f" or bool(np.isfinite(value).all()))
-            tensor["data"] = v2_tensors.to_list(value)
-        tensors.append(tensor)
+            tensors.append(_tensor(*shape) | {"data": v2_tensors.to_list(value)})
     text = json_tensors.dumps({**answer, "outputs": tensors}, finite)
-    return (b"".join([text, *raw]), len(text)) if any(wanted.values()) else (text, None)
+    return (b"".join([text, *raw]), len(text)) if raw else (text, None)
+
+
+def _tensor(name: str, datatype: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    return {"name": name, "datatype": datatype, "shape": shape}
+
+
+def _binary(name: str, datatype: str, shape: tuple[int, ...], size: int) -> dict[str, Any]:
+    return _tensor(name, datatype, shape) | {"parameters": {"binary_data_size": size}}
+
+
+@functools.lru_cache(256)
+def _text(name: str, datatype: str, shape: tuple[int, ...], size: int) -> orjson.Fragment:
+    """The JSON of a tensor whose values come behind it, which is the same for the same shape."""
+    return orjson.Fragment(orjson.dumps(_binary(name, datatype, shape, size)))

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-import os
+import random
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -70,7 +70,7 @@ class Request:
     def __init__(self, service: Service, protocol: str, request_id: str | None) -> None:
         self.service = service
         self.protocol = protocol
-        self.id = request_id[:_ID_LENGTH] if request_id else os.urandom(16).hex()
+        self.id = request_id[:_ID_LENGTH] if request_id else f"{random.getrandbits(128):032x}"
         self.version: Version | None = None
         self.code = Code.INTERNAL
         self.entry: dict[str, Any] | None = None
