@@ -115,7 +115,7 @@ def serve(
     if models_dir.exists() and not models_dir.is_dir():
         raise UsageError(f"--models-dir={models_dir}: not a directory; expected that of the versions")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    for module in ("tensorflow_serving", "prometheus_client", "uvicorn"):  # kserve reads the command line, see there
+    for module in ("tensorflow_serving", "prometheus_client", "uvicorn", "uvloop"):  # kserve reads argv, see there
         require(module, extra="serving")
     import uvloop
 
