@@ -251,7 +251,7 @@ class Batcher:
 
         A lone client has no two requests at once, so it never waits. Now and then a batch waits the whole delay, to see
         whether more would come. (Half of them at a time, so that the model works while the others are read, was no
-        faster with 32 clients, and as soon as the model is free a third slower: calls cost more than waiting.)
+        faster with 32 clients, and as soon as the model is free a quarter to a half slower: calls cost more.)
         """
         self._came.append(came)
         self._batches += 1
