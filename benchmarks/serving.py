@@ -6,7 +6,9 @@ In one run, all on this machine: the p50 of a MNIST request (TensorFlow Serving'
 JPEG over the same) beside the p50 of the call in-process; the throughput of 32 clients, each with one picture at a
 time, of the server as it is, of the server with --max-batch-size=1, and of kserve's ModelServer with the same
 SavedModel called for each request, over V1 REST as its examples do; the bytes of a picture as JPEG and as JSON.
-The MNIST model has the trained one's shape and random weights. Without --detector the detection part is left out.
+For each protocol, too: CPU time of server and clients for a request. The server counts what it answered, and that must
+be what the clients got. The MNIST model has the trained one's shape and random weights. Without --detector the
+detection part is left out.
 """
 
 import argparse
@@ -20,10 +22,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from wire import Clients, Grpc, Outcome, Rest
 
 from mlcore.serving.version_directory import find_version
 
@@ -67,7 +71,7 @@ class Server:
     def __init__(self, *command: object) -> None:
         self.command = [sys.executable, *map(str, command)]
 
-    def __enter__(self) -> tuple[int, ...]:
+    def __enter__(self) -> "Server":
         environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)  # it doubles the time of TensorFlow's import
         self.log = tempfile.NamedTemporaryFile("w+", suffix=".log")
@@ -76,9 +80,21 @@ class Server:
         while time.monotonic() < end and self.process.poll() is None:
             text = Path(self.log.name).read_text()
             if re.search("is served", text):
-                return tuple(map(int, re.findall(r"(?:HTTP|gRPC) (\d+)", text)))
+                self.ports = tuple(map(int, re.findall(r"(?:HTTP|gRPC) (\d+)", text)))
+                return self
             time.sleep(0.1)
         raise SystemExit(f"{' '.join(self.command)} did not come up:\n{Path(self.log.name).read_text()[-3000:]}")
+
+    def cpu_s(self) -> float:
+        """CPU time that it took until now."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def answered(self) -> float:
+        """Requests that it counted as answered well."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[0]}/metrics") as page:
+            text = page.read().decode()
+        return sum(map(float, re.findall(r'^mlcore_serving_requests_total\{.*code="OK".*\} (\S+)$', text, re.M)))
 
     def __exit__(self, *_: object) -> None:
         self.process.terminate()
@@ -135,41 +151,57 @@ class InProcess:
         return 1000 * statistics.median(times[len(times) // 5 :])
 
 
-async def by_grpc(port: int, content: bytes, clients: int, seconds: float) -> tuple[float, float]:
-    """(p50 in milliseconds, requests a second) of so many clients at once."""
+def one_by_grpc(port: int, content: bytes, seconds: float) -> float:
+    """p50 in milliseconds of one client, which is gRPC's own."""
     import grpc
 
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        call = channel.unary_unary(PREDICT)
-        return await _load(lambda: call(content), clients, seconds)
+    async def run() -> list[float]:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary(PREDICT)
+            times = []
+            end = time.perf_counter() + seconds
+            while time.perf_counter() < end:
+                started = time.perf_counter()
+                await call(content)
+                times.append(time.perf_counter() - started)
+            return times[len(times) // 5 :]
+
+    return 1000 * statistics.median(asyncio.run(run()))
 
 
-async def by_http(port: int, content: bytes, clients: int, seconds: float) -> tuple[float, float]:
-    import httpx
-
-    headers = {"content-type": "application/json"}
-    async with httpx.AsyncClient(limits=httpx.Limits(max_connections=clients), timeout=60) as client:
-        url = f"http://127.0.0.1:{port}/v1/models/mnist:predict"
-
-        async def call() -> None:
-            (await client.post(url, content=content, headers=headers)).raise_for_status()
-
-        return await _load(call, clients, seconds)
+Connect = Callable[[Server], Rest | Grpc]
 
 
-async def _load(call, clients: int, seconds: float) -> tuple[float, float]:
-    times: list[float] = []
+def many(server: Server, connect: Connect, clients: int, seconds: float) -> tuple[Outcome, float]:
+    """What so many clients saw, and the server's CPU seconds for an answer."""
+    with Clients([connect(server) for _ in range(clients)]) as running:
+        running.run(min(1.0, seconds))
+        before = server.cpu_s()
+        outcome = running.run(seconds)
+        return outcome, (server.cpu_s() - before) / outcome.answers
 
-    async def client(end: float) -> None:
-        while time.perf_counter() < end:
-            started = time.perf_counter()
-            await call()
-            times.append(time.perf_counter() - started)
 
-    for duration in (1.0, seconds):  # the first to warm up
-        times.clear()
-        await asyncio.gather(*(client(time.perf_counter() + duration) for _ in range(clients)))
-    return 1000 * statistics.median(times), len(times) / seconds
+def protocols(imgs: np.ndarray) -> dict[str, Connect]:
+    """Protocol -> a client's connection."""
+    json_type, v1 = {"content-type": "application/json"}, "/v1/models/mnist:predict"
+    rows = json.dumps({"instances": imgs.tolist()}).encode()
+    tensor = {"name": "imgs", "shape": list(imgs.shape), "datatype": "FP32"}
+    values = json.dumps({"inputs": [tensor | {"data": imgs.ravel().tolist()}]}).encode()
+    tensor["parameters"] = {"binary_data_size": imgs.nbytes}
+    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    binary = {"content-type": "application/octet-stream", "inference-header-content-length": str(len(head))}
+    infer = "/v2/models/mnist/infer"
+    message = request("mnist", "imgs", imgs)
+
+    def at(server: Server, index: int = 0) -> tuple[str, int]:
+        return "127.0.0.1", server.ports[index]
+
+    return {
+        "v2-binary": lambda server: Rest(at(server), infer, binary, head + imgs.tobytes()),
+        "v2-json": lambda server: Rest(at(server), infer, json_type, values),
+        "v1": lambda server: Rest(at(server), v1, json_type, rows),
+        "tfs-grpc": lambda server: Grpc(at(server, 2), PREDICT, message),
+    }
 
 
 def free_port() -> int:
@@ -203,13 +235,18 @@ def main() -> None:
     if options.detector:
         detection(find_version(options.detector), options, jpeg, note)
     for name, values in rounds.items():
-        print(f"{name:16} {' '.join(f'{value:9.2f}' for value in values)}   median {statistics.median(values):.2f}")
+        print(f"{name:24} {' '.join(f'{value:9.2f}' for value in values)}   median {statistics.median(values):.2f}")
     median = {name: statistics.median(values) for name, values in rounds.items()}
     print(f"MNIST, one client: p50 {median['mnist_ms']:.2f} ms, in-process {median['mnist_inside_ms']:.2f} ms, "
           f"difference {median['mnist_ms'] - median['mnist_inside_ms']:+.2f} ms")  # fmt: skip
-    print(f"MNIST, {options.clients} clients: {median['batched']:.0f} requests/s; --max-batch-size=1 "
-          f"{median['unbatched']:.0f} (ratio {median['batched'] / median['unbatched']:.2f}); kserve alone, V1 REST "
-          f"{median['kserve']:.0f} (ratio {median['batched'] / median['kserve']:.2f})")  # fmt: skip
+    for protocol in protocols(np.zeros((1, 28, 28, 1), np.float32)):
+        batched, unbatched = median[protocol], median[f"{protocol}, alone"]
+        print(f"MNIST, {options.clients} clients, {protocol}: {batched:.0f} requests/s; --max-batch-size=1 "
+              f"{unbatched:.0f} (ratio {batched / unbatched:.2f}); CPU for a request: server "
+              f"{median[f'{protocol} us']:.0f} us against {median[f'{protocol}, alone us']:.0f}, client "
+              f"{median[f'{protocol} client us']:.0f}")  # fmt: skip
+    print(f"MNIST, {options.clients} clients, kserve alone, v1: {median['kserve']:.0f} requests/s (ratio of ours "
+          f"{median['v1'] / median['kserve']:.2f})")  # fmt: skip
     as_json = len(json.dumps({"instances": pixels[None].tolist()}, separators=(",", ":")))
     print(f"640x480 picture: {len(jpeg)} bytes as JPEG, {as_json} as JSON (ratio {as_json / len(jpeg):.1f})")
     if options.detector:
@@ -222,30 +259,36 @@ def mnist(base: Path, options: argparse.Namespace, note: Callable[..., None]) ->
     make_mnist(base)
     imgs = np.random.default_rng(0).random((1, 28, 28, 1), np.float32)
     content = request("mnist", "imgs", imgs)
-    body = json.dumps({"instances": imgs.tolist()}).encode()
+    ways = protocols(imgs)
     inside = InProcess(base / "1", "serving_default")
     with (
         ours("mnist", base) as batched,
         ours("mnist", base, "--max-batch-size=1") as unbatched,
         Server(__file__, "--kserve-alone", base, free_port()) as kserve,
     ):
-        wait_for(kserve[0])
+        wait_for(kserve.ports[0])
         for _ in range(options.rounds):
             note(mnist_inside_ms=inside.p50_ms(options.seconds, imgs=imgs))
-            note(mnist_ms=asyncio.run(by_grpc(batched[2], content, 1, options.seconds))[0])
-            note(batched=asyncio.run(by_grpc(batched[2], content, options.clients, options.seconds))[1])
-            note(unbatched=asyncio.run(by_grpc(unbatched[2], content, options.clients, options.seconds))[1])
-            note(kserve=asyncio.run(by_http(kserve[0], body, options.clients, options.seconds))[1])
+            note(mnist_ms=one_by_grpc(batched.ports[2], content, options.seconds))
+            for protocol, connect in ways.items():
+                for server, name in ((batched, protocol), (unbatched, f"{protocol}, alone")):
+                    counted = server.answered()
+                    outcome, server_s = many(server, connect, options.clients, options.seconds)
+                    if server.answered() - counted < outcome.answers:
+                        raise SystemExit(f"{name}: {outcome.answers} answers, the server counted fewer")
+                    note(**{name: outcome.rate, f"{name} us": 1e6 * server_s})
+                    note(**{f"{name} client us": 1e6 * outcome.cpu_s / outcome.answers})
+            note(kserve=many(kserve, ways["v1"], options.clients, options.seconds)[0].rate)
 
 
 def detection(version: Path, options: argparse.Namespace, jpeg: bytes, note: Callable[..., None]) -> None:
     encoded = np.array([jpeg], object)
     inside = InProcess(version, "image_bytes")
     content = request("detector", "inputs", encoded, "image_bytes")
-    with ours("detector", version.parent) as ports:
+    with ours("detector", version.parent) as server:
         for _ in range(options.rounds):
             note(detect_inside_ms=inside.p50_ms(2 * options.seconds, inputs=encoded))
-            note(detect_ms=asyncio.run(by_grpc(ports[2], content, 1, 2 * options.seconds))[0])
+            note(detect_ms=one_by_grpc(server.ports[2], content, 2 * options.seconds))
 
 
 def wait_for(port: int) -> None:

@@ -49,6 +49,9 @@ def predict(
     protocol: Literal["tfs-grpc", "v1", "v2", "v2-grpc"] = "tfs-grpc",
     model_name: str | None = None,
     signature: str | None = None,
+    host_header: str | None = None,
+    token_file: Path | None = None,
+    ca_file: Path | None = None,
     deadline_s: Annotated[float, Range(min=0.1)] = 60.0,
     concurrency: Annotated[int, Range(min=1, max=256)] = 4,
     min_score: Annotated[float, Range(min=0, max=1)] = 0.5,
@@ -78,6 +81,11 @@ def predict(
             v2-grpc are the Open Inference Protocol.
         model_name: Name of the model on the server.
         signature: Signature of the served model. Default: image_bytes where it has that, else serving_default.
+        host_header: Host to ask for, where an ingress routes by it (Knative, Istio): the service's, such as
+            mnist.default.example.com. With TLS the certificate must have that name.
+        token_file: File with a bearer token for the server, such as a service account's. Default: the environment
+            variable MLCORE_SERVER_TOKEN, if it is set.
+        ca_file: Certificates (PEM) of the authorities to trust in place of the system's, for https://.
         deadline_s: Longest time for one request, retries included, in seconds.
         concurrency: Most requests to the server at the same time.
         min_score: Lowest score of a box that is drawn and listed in predictions.json. coco_results.json has all of
@@ -101,6 +109,7 @@ def predict(
     if server is not None:
         if model_name is None:
             raise UsageError("--server is given without --model-name, the name of the model on the server")
+        from mlcore.serving.clients.access import Access
         from mlcore.serving.predict_served import predict_served
 
         return predict_served(
@@ -108,6 +117,7 @@ def predict(
             protocol=protocol,
             model_name=model_name,
             signature=signature,
+            access=Access.read(host_header, token_file, ca_file),
             deadline_s=deadline_s,
             concurrency=concurrency,
             input=input,
@@ -120,7 +130,10 @@ def predict(
             overwrite=overwrite,
         )
     assert model is not None
-    for flag, value in (("--model-name", model_name), ("--signature", signature)):
+    for flag, value in (
+        ("--model-name", model_name), ("--signature", signature), ("--host-header", host_header),
+        ("--token-file", token_file), ("--ca-file", ca_file),
+    ):  # fmt: skip
         if value is not None:
             raise UsageError(f"{flag}={value} is given without --server, which it is for")
     return _predict_exported(

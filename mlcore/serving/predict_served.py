@@ -17,6 +17,7 @@ from mlcore.runtime.errors import UsageError
 from mlcore.runtime.outputs import OutputDirectory
 from mlcore.runtime.progress import Progress
 from mlcore.serving.clients import Protocol, connect
+from mlcore.serving.clients.access import Access
 from mlcore.serving.clients.client import ModelClient, RequestRefusedError
 from mlcore.serving.grey import RULE, as_grey
 from mlcore.serving.served import CLASS_IDS, NAMES, PROBABILITIES, ServedClassifier, ServedDetector, Target, find_target
@@ -36,6 +37,7 @@ def predict_served(
     protocol: Protocol,
     model_name: str,
     signature: str | None,
+    access: Access,
     deadline_s: float,
     concurrency: int,
     input: Sequence[str],
@@ -50,7 +52,7 @@ def predict_served(
     """Ask a served model about pictures; arguments as of `predict`."""
     found = find_pictures(input)
     classes = read_class_names(label_map)
-    with connect(server, protocol, model_name, deadline_s=deadline_s) as client:
+    with connect(server, protocol, model_name, deadline_s=deadline_s, access=access) as client:
         target = find_target(client, signature)
         version = target.version or _served_version(client)
         parameters: dict[str, Any] = {"signature": target.signature, "classes": classes}

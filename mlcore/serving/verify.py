@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from mlcore.runtime.errors import DataError, UsageError
 from mlcore.runtime.outputs import OutputDirectory, file_digest, read_success
 from mlcore.runtime.parameters import Environment, Range, step
-from mlcore.runtime.results import as_mapping
+from mlcore.runtime.results import as_mapping, print_results
+from mlcore.serving.clients.access import Access
 
 if TYPE_CHECKING:
     from mlcore.serving.served import ServedClassifier, ServedDetector, Target
@@ -74,6 +75,9 @@ def verify(
     model_name: str,
     protocol: Literal["tfs-grpc", "v1", "v2", "v2-grpc"] = "tfs-grpc",
     signature: str | None = None,
+    host_header: str | None = None,
+    token_file: Path | None = None,
+    ca_file: Path | None = None,
     data_dir: Annotated[Path | None, Environment(("MNIST_DATA_DIR",))] = None,
     split: str = "test",
     samples: Annotated[int, Range(min=1)] = 500,
@@ -103,6 +107,11 @@ def verify(
         protocol: How the server speaks: tfs-grpc is TensorFlow Serving's gRPC, v1 its REST (also KServe's V1), v2 and
             v2-grpc are the Open Inference Protocol.
         signature: Signature of the served model. Default: image_bytes where it has that, else serving_default.
+        host_header: Host to ask for, where an ingress routes by it (Knative, Istio): the service's, such as
+            mnist.default.example.com. With TLS the certificate must have that name.
+        token_file: File with a bearer token for the server, such as a service account's. Default: the environment
+            variable MLCORE_SERVER_TOKEN, if it is set.
+        ca_file: Certificates (PEM) of the authorities to trust in place of the system's, for https://.
         data_dir: Samples with their truth: the four IDX files or the arrays of mlcore mnist-download for a classifier,
             the records of mlcore convert for a detector. Without it only golden and edge cases are checked.
         split: Split of the records.
@@ -139,6 +148,7 @@ def verify(
                 raise UsageError(f"{flag}={value} needs samples: give --data-dir")
         if golden is None and not edge_cases:
             raise UsageError("nothing to check: give --data-dir or --golden, or leave --edge-cases on")
+    access = Access.read(host_header, token_file, ca_file)
     output = _output(output_dir, overwrite, {"server": server, "model": model_name, "golden": _digest(golden)})
 
     from mlcore.serving.clients import connect
@@ -149,7 +159,7 @@ def verify(
     # The folder for the report is made first, so that one that cannot be written is known before the work.
     with contextlib.ExitStack() as stack:
         directory = None if output is None else stack.enter_context(output.writing())
-        client = stack.enter_context(connect(server, protocol, model_name, deadline_s=deadline_s))
+        client = stack.enter_context(connect(server, protocol, model_name, deadline_s=deadline_s, access=access))
         ready_s = client.wait_until_ready(ready_timeout_s)
         target = find_target(client, signature)
         _check_wanted(target, acceptable_accuracy, acceptable_ap50)
@@ -195,6 +205,7 @@ def verify(
                 edges=edge_outcomes,
             )
     if problems:
+        print_results(as_mapping(result))  # what a step returns is printed for it, but this one ends with an error
         named = "; ".join(problems[:_NAMED_PROBLEMS])
         more = len(problems) - _NAMED_PROBLEMS
         where = f" (see {output_dir}/report.html)" if output_dir is not None else ""

@@ -7,6 +7,7 @@ plain web server whose answers a test writes down.
 import contextlib
 import json
 import os
+import ssl
 import threading
 import time
 from concurrent import futures
@@ -22,12 +23,13 @@ class TfServing:
     Attributes:
         port: Where it listens.
         requests: Each Predict request that came.
+        authorizations: What each of them gave as authorization.
         busy: How many of the next Predict requests are answered with the status busy_with.
         delay_s: How long each of them takes at least.
         most: Most of them at the same time.
     """
 
-    def __init__(self, models: dict[str, Path], port: int = 0) -> None:
+    def __init__(self, models: dict[str, Path], port: int = 0, tls: tuple[bytes, bytes] | None = None) -> None:
         os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
         import tensorflow as tf
         from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
@@ -38,6 +40,7 @@ class TfServing:
             for name, base in models.items()
         }
         self.requests: list = []
+        self.authorizations: list = []
         self.busy = 0
         self.delay_s = 0.0
         self.now = self.most = 0
@@ -46,7 +49,10 @@ class TfServing:
         self._server = grpc.server(futures.ThreadPoolExecutor(8))
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(self, self._server)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(self, self._server)
-        self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        if tls is None:
+            self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        else:  # key and certificate
+            self.port = self._server.add_secure_port(f"127.0.0.1:{port}", grpc.ssl_server_credentials([tls]))
         self._server.start()
 
     @property
@@ -68,6 +74,7 @@ class TfServing:
         from tensorflow_serving.apis import predict_pb2
 
         self.requests.append(request)
+        self.authorizations.append(dict(context.invocation_metadata()).get("authorization"))
         with self._lock:
             self.now += 1
             self.most = max(self.most, self.now)
@@ -146,7 +153,7 @@ class Http:
     path, body, headers).
     """
 
-    def __init__(self, answers: dict[str, list], silent: str | None = None) -> None:
+    def __init__(self, answers: dict[str, list], silent: str | None = None, tls: ssl.SSLContext | None = None) -> None:
         self._end = threading.Event()
         self.answers = {path: list(each) for path, each in answers.items()}
         self.requests: list = []
@@ -178,6 +185,8 @@ class Http:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self.address = f"127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 

@@ -60,10 +60,12 @@ def run(capsys, *arguments):
 
 def test_a_model_that_answers_wrongly_fails_with_65_after_the_report(tf_serving, block_data, tmp_path, capsys):
     common = [f"--server={tf_serving.address}", "--protocol=tfs-grpc", f"--data-dir={block_data}", "--samples=50"]
-    code, _, err = run(
+    code, out, err = run(
         capsys, *common, "--model-name=wrong", "--acceptable-accuracy=0.9", f"--output-dir={tmp_path / 'out'}"
     )
     assert code == 65
+    assert " accuracy=0.000000\n" in out and " p95_ms=" in out and " samples=50\n" in out
+    assert err.splitlines()[-1].endswith("report.html)") and "Traceback" not in err
     assert "accuracy is 0.0000, expected at least --acceptable-accuracy=0.9" in err
     record = json.loads((tmp_path / "out" / "verification.json").read_text())
     assert record["passed"] is False and record["accuracy"] == 0.0 and len(record["problems"]) == 1

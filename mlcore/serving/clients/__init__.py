@@ -10,6 +10,7 @@
 from typing import Literal
 
 from mlcore.runtime.extras import require
+from mlcore.serving.clients.access import Access
 from mlcore.serving.clients.client import ModelClient, Server
 
 Protocol = Literal["tfs-grpc", "v1", "v2", "v2-grpc"]
@@ -17,7 +18,13 @@ EXTRA = "client"
 
 
 def connect(
-    server: str, protocol: Protocol, model_name: str, *, deadline_s: float = 60.0, flag: str = "--server"
+    server: str,
+    protocol: Protocol,
+    model_name: str,
+    *,
+    deadline_s: float = 60.0,
+    flag: str = "--server",
+    access: Access | None = None,
 ) -> ModelClient:
     """A client of one model of a server. It connects when it is first used.
 
@@ -27,11 +34,12 @@ def connect(
         model_name: Name of the model there.
         deadline_s: Longest time for one call, retries included, in seconds.
         flag: How the server was given, for messages.
+        access: Host, token and certificates, where an ingress asks for them.
 
     Raises:
         UsageError: The address is none, or the packages of the protocol are not installed.
     """
-    address = Server.parse(server, protocol, flag)
+    address = Server.parse(server, protocol, flag, access or Access())
     if protocol in ("tfs-grpc", "v2-grpc"):
         require("grpc", EXTRA)
     else:

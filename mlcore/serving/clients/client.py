@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlcore.runtime.errors import DataError, TransientError, UsageError
+from mlcore.serving.clients.access import Access
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ SERVING_DEFAULT = "serving_default"
 PORTS = {"tfs-grpc": 8500, "v1": 8080, "v2": 8080, "v2-grpc": 8081}
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
 _POLL_S = 0.25
+_ANYBODY = Access()
+_HERE = ("localhost", "127.0.0.1", "[::1]")
 _ADDRESS = re.compile(r"(?:(?P<scheme>[a-z]+)://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^/:\s\[\]]+)(?::(?P<port>\d+))?/?")
 
 
@@ -80,14 +83,16 @@ class Server:
         host: Name or address.
         port: Port.
         secure: Whether to use TLS.
+        access: What is needed beside the address.
     """
 
     host: str
     port: int
     secure: bool = False
+    access: Access = _ANYBODY
 
     @classmethod
-    def parse(cls, text: str, protocol: str, flag: str = "--server") -> Self:
+    def parse(cls, text: str, protocol: str, flag: str = "--server", access: Access = _ANYBODY) -> Self:
         """From host:port, host (then the port that `mlcore serve` has for the protocol), or an address with a scheme.
 
         Raises:
@@ -102,7 +107,13 @@ class Server:
         port = int(match["port"]) if match["port"] else default
         if not 0 < port < 65536:
             raise UsageError(f"{flag}={text}: port {port}; expected 1 to 65535")
-        return cls(match["host"], port, secure)
+        if access.authority is not None and not secure:
+            raise UsageError(f"{flag}={text} is without TLS, so --ca-file has no use; expected https://...")
+        if access.token is not None and not secure and match["host"] not in _HERE:
+            log.warning(
+                "the token goes to %s:%d without TLS: whoever listens on the way can read it", match["host"], port
+            )
+        return cls(match["host"], port, secure, access)
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"

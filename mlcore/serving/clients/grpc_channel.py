@@ -31,6 +31,8 @@ class Channel:
         self.server = server
         self._lock = threading.Lock()
         self._channel: Any = None
+        authorization = server.access.authorization
+        self._metadata = None if authorization is None else (("authorization", authorization),)
 
     def call(self, method: str, request: Any, answer: Any, timeout_s: float, *, what: str) -> Any:
         """One call of `/service/Method`.
@@ -46,26 +48,30 @@ class Channel:
             method, request_serializer=_serialize, response_deserializer=answer.FromString
         )
         try:
-            return function(request, timeout=timeout_s)
+            return function(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise _meaning(error, what, timeout_s) from error
 
     def _open(self) -> Any:
         with self._lock:
             if self._channel is None:
-                options = [
+                options: list[tuple[str, Any]] = [
                     ("grpc.max_send_message_length", -1),
                     ("grpc.max_receive_message_length", -1),
                     ("grpc.initial_reconnect_backoff_ms", 100),
                     ("grpc.max_reconnect_backoff_ms", 1000),
                     ("grpc.enable_retries", 0),  # the client's own tries know the deadline
                 ]
-                target = str(self.server)
-                self._channel = (
-                    grpc.secure_channel(target, grpc.ssl_channel_credentials(), options)
-                    if self.server.secure
-                    else grpc.insecure_channel(target, options)
-                )
+                target, access = str(self.server), self.server.access
+                if access.host is not None:
+                    options.append(("grpc.default_authority", access.host))
+                if self.server.secure:
+                    if access.host_name is not None:
+                        options.append(("grpc.ssl_target_name_override", access.host_name))
+                    roots = None if access.authority is None else access.authority.encode()
+                    self._channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(roots), options)
+                else:
+                    self._channel = grpc.insecure_channel(target, options)
             return self._channel
 
     def close(self) -> None:

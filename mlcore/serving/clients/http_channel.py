@@ -1,6 +1,7 @@
 """What the two REST clients share: connections that are kept, and what a status means."""
 
 import json
+import ssl
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,7 +32,16 @@ class HttpChannel:
         self._what = what
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         scheme = "https" if server.secure else "http"
-        self._client = httpx.Client(base_url=f"{scheme}://{server}", limits=limits)
+        access = server.access
+        named = {"authorization": access.authorization, "host": access.host}
+        self._client = httpx.Client(
+            base_url=f"{scheme}://{server}",
+            limits=limits,
+            headers={name: value for name, value in named.items() if value is not None},
+            verify=True if access.authority is None else ssl.create_default_context(cadata=access.authority),
+        )
+        # The name in TLS's greeting, by which a gateway chooses its certificate.
+        self._extensions = {"sni_hostname": access.host_name} if server.secure and access.host else {}
 
     def close(self) -> None:
         """Close them."""
@@ -47,7 +57,9 @@ class HttpChannel:
     ) -> httpx.Response:
         """One request; the answer where it is a good one."""
         try:
-            answer = self._client.request(method, path, content=content, headers=headers, timeout=timeout_s)
+            answer = self._client.request(
+                method, path, content=content, headers=headers, timeout=timeout_s, extensions=self._extensions
+            )
         except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout) as error:
             raise UnavailableError(f"{self._what}: no answer within {timeout_s:.3g} s") from error
         except httpx.TransportError as error:  # refused, broken, no such name

@@ -9,6 +9,7 @@ Everything but the call itself happens in the event loop's thread.
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
@@ -54,7 +55,9 @@ class Batcher:
         max_batch_size: Most examples of a batch; a request that has more goes alone, in parts of that size.
         max_delay_s: How long the first request of a batch that is not full waits for others, though a worker is free.
         max_queue: Most examples that wait; requests beyond are refused.
+        max_bytes: Most bytes of all inputs that wait or run; requests beyond are refused.
         workers: Batches that run at once.
+        timeout_s: Most time of a request, which can be given less.
         is_bad_input: Whether an exception is the fault of the inputs.
         message_of: What to tell the client of such an exception.
     """
@@ -65,13 +68,18 @@ class Batcher:
         max_batch_size: int,
         max_delay_s: float,
         max_queue: int,
+        max_bytes: float = float("inf"),
         workers: int,
+        timeout_s: float = float("inf"),
         is_bad_input: Callable[[BaseException], bool],
         message_of: Callable[[BaseException], str],
     ) -> None:
         self.max_batch_size = max_batch_size
         self.max_delay_s = max_delay_s
         self.max_queue = max_queue
+        self.max_bytes = max_bytes
+        self.held = 0  # bytes
+        self.timeout_s = timeout_s
         self.waiting = 0
         self._is_bad_input = is_bad_input
         self._message_of = message_of
@@ -82,6 +90,8 @@ class Batcher:
         self._scheduled = False
         self._expected = 1  # requests that will probably come together
         self._came: deque[int] = deque(maxlen=_REMEMBERED)  # requests of the last batches
+        self._watched: dict[_Job, tuple[float, Hashable, _Lane]] = {}  # with the end of its time; the oldest first
+        self._watching = False
         self._batches = 0
 
     async def call(
@@ -92,6 +102,7 @@ class Batcher:
         examples: int,
         *,
         joinable: bool,
+        timeout_s: float | None = None,
         observe: Callable[[int], None] = lambda size: None,
     ) -> dict[str, Array]:
         """The model's answer to a request.
@@ -102,10 +113,11 @@ class Batcher:
             inputs: The request's tensors, checked.
             examples: How many examples are in it.
             joinable: Whether it may go together with others.
+            timeout_s: Most time that it may take; None: the most that a request may.
             observe: Told the number of examples of each batch.
 
         Raises:
-            RequestError: The queue is full, or the model refused the inputs.
+            RequestError: The queue is full, the time is up, or the model refused the inputs.
         """
         weight = max(examples, 1)
         if self.waiting and self.waiting + weight > self.max_queue:
@@ -113,6 +125,14 @@ class Batcher:
                 f"the queue is full: {self.waiting} of {self.max_queue} examples wait; try again later",
                 Code.RESOURCE_EXHAUSTED,
             )
+        size = _size(inputs)
+        if self.held and self.held + size > self.max_bytes:
+            raise RequestError(
+                f"{self.held / 1e6:.3g} MB of requests are in work, at most {self.max_bytes / 1e6:.3g} are held; "
+                "try again later",
+                Code.RESOURCE_EXHAUSTED,
+            )
+        self.held += size
         loop = asyncio.get_running_loop()
         job = _Job(inputs, examples, loop.create_future())
         if joinable and examples:
@@ -130,13 +150,47 @@ class Batcher:
         if not self._scheduled:  # after the other requests that came in the same turn of the loop
             self._scheduled = True
             loop.call_soon(self._dispatch)
+        timer = None
+        if timeout_s is None or timeout_s >= self.timeout_s:
+            self._watch(lane_key, lane, job)
+        else:
+            timer = loop.call_later(timeout_s, self._too_late, lane_key, lane, job, timeout_s)
         try:
             return await job.result
-        except asyncio.CancelledError:  # its client is gone, or its time is up: its place is free
+        except asyncio.CancelledError:  # its client is gone
             self._give_up(lane_key, lane, job)
             raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+            self._watched.pop(job, None)
+            self.held -= size
+            del job  # an error's traceback has this frame, and would keep the request's tensors with it
+
+    def _watch(self, key: Hashable, lane: _Lane, job: _Job) -> None:
+        """End it after `timeout_s`. All have the same time, so one timer, for the oldest, does for all of them."""
+        self._watched[job] = (time.monotonic() + self.timeout_s, key, lane)
+        if not self._watching and math.isfinite(self.timeout_s):
+            self._watching = True
+            asyncio.get_running_loop().call_later(self.timeout_s, self._look)
+
+    def _look(self) -> None:
+        self._watching = False
+        now = time.monotonic()
+        for job, (end, key, lane) in list(self._watched.items()):  # the oldest first
+            if end > now:
+                self._watching = True
+                asyncio.get_running_loop().call_later(end - now, self._look)
+                return
+            self._too_late(key, lane, job, self.timeout_s)
+
+    def _too_late(self, key: Hashable, lane: _Lane, job: _Job, timeout_s: float) -> None:
+        if not job.result.done():
+            job.result.set_exception(RequestError(f"no answer within {timeout_s:g} s", Code.DEADLINE_EXCEEDED))
+            self._give_up(key, lane, job)
 
     def _give_up(self, key: Hashable, lane: _Lane, job: _Job) -> None:
+        """Free its place in the queue."""
         if job not in lane.jobs:
             return
         lane.jobs.remove(job)
@@ -196,7 +250,8 @@ class Batcher:
         """Set how many requests the next batch waits for, from how many came for the last ones.
 
         A lone client has no two requests at once, so it never waits. Now and then a batch waits the whole delay, to see
-        whether more would come.
+        whether more would come. (Half of them at a time, so that the model works while the others are read, was no
+        faster with 32 clients, and as soon as the model is free a quarter to a half slower: calls cost more.)
         """
         self._came.append(came)
         self._batches += 1
@@ -262,6 +317,14 @@ class Batcher:
     def close(self) -> None:
         """End the worker threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _size(inputs: Arrays) -> int:
+    """Bytes of inputs; of texts those of the texts."""
+    size = 0
+    for value in inputs.values():
+        size += value.nbytes if value.dtype.char != "O" else sum(map(len, value.flat))
+    return size
 
 
 def _apart(outputs: Arrays, sizes: Sequence[int]) -> list[dict[str, Array]]:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from types import TracebackType
 from typing import Any
 
 import grpc
@@ -28,17 +29,27 @@ def deadline_of(context: grpc.aio.ServicerContext) -> float | None:
     return None if remaining is None else max(remaining, 0.0)
 
 
-@contextlib.asynccontextmanager
-async def answering(request: Request, context: grpc.aio.ServicerContext) -> AsyncIterator[Request]:
+class answering:
     """A request in work; an error inside becomes its status, and the answer carries the request's id."""
-    context.set_trailing_metadata(((REQUEST_ID, request.id),))
-    try:
-        with request:
-            yield request
-    except RequestError as error:
-        await context.abort(getattr(grpc.StatusCode, error.code.grpc), str(error))
-    except Exception:  # logged where it was counted
-        await context.abort(grpc.StatusCode.INTERNAL, "internal error; the server's log has more")
+
+    __slots__ = ("context", "request")
+
+    def __init__(self, request: Request, context: grpc.aio.ServicerContext) -> None:
+        self.request = request
+        self.context = context
+
+    async def __aenter__(self) -> Request:
+        self.context.set_trailing_metadata(((REQUEST_ID, self.request.id),))
+        return self.request.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.request.__exit__(kind, error, traceback)
+        if isinstance(error, RequestError):
+            await self.context.abort(getattr(grpc.StatusCode, error.code.grpc), str(error))
+        elif isinstance(error, Exception):  # logged where it was counted
+            await self.context.abort(grpc.StatusCode.INTERNAL, "internal error; the server's log has more")
 
 
 @contextlib.asynccontextmanager

@@ -18,34 +18,15 @@ from tensorflow_serving.apis import (
 from mlcore.mnist.tensorflow import tf
 from mlcore.serving.server.errors import RequestError
 from mlcore.serving.server.grpc_common import answering, deadline_of, metadata_id, telling
+from mlcore.serving.server.predict_response import FIELDS, NUMBERS, PACKED, predict_response
 from mlcore.serving.server.service import Service
 from mlcore.serving.server.signature import Array, TensorSpec
 from mlcore.serving.server.states import version_states
 
 PROTOCOL = "tfs-grpc"
+SERVICE = "tensorflow.serving.PredictionService"
 _METADATA_FIELD = "signature_def"
-
-# By `dtype.char`, as `str(dtype)` takes longer than all the rest of a small tensor.
-_NUMBERS = {
-    np.dtype(name).char: number
-    for name, number in {
-        "float16": types_pb2.DT_HALF, "float32": types_pb2.DT_FLOAT, "float64": types_pb2.DT_DOUBLE,
-        "int8": types_pb2.DT_INT8, "int16": types_pb2.DT_INT16, "int32": types_pb2.DT_INT32,
-        "int64": types_pb2.DT_INT64, "uint8": types_pb2.DT_UINT8, "uint16": types_pb2.DT_UINT16,
-        "uint32": types_pb2.DT_UINT32, "uint64": types_pb2.DT_UINT64, "bool": types_pb2.DT_BOOL,
-        "object": types_pb2.DT_STRING,
-    }.items()
-}  # fmt: skip
-# The fields of TensorProto for values; those whose values are stored as in memory, with the field's tag.
-_PACKED = {"f": ("float_val", b"\x2a"), "d": ("double_val", b"\x32")}
-_FIELDS = {
-    np.dtype(name).char: field
-    for name, field in {
-        "int8": "int_val", "int16": "int_val", "int32": "int_val", "uint8": "int_val", "uint16": "int_val",
-        "int64": "int64_val", "uint32": "uint32_val", "uint64": "uint64_val", "bool": "bool_val",
-        "object": "string_val",
-    }.items()
-}  # fmt: skip
+_ONLY_PREDICT = "is not served: call Predict, which takes serialised tf.Examples where a signature does (tf_example)"
 
 
 def decode(name: str, proto: tensor_pb2.TensorProto, spec: TensorSpec) -> Array:
@@ -55,7 +36,7 @@ def decode(name: str, proto: tensor_pb2.TensorProto, spec: TensorSpec) -> Array:
         RequestError: Its type is another, or its content does not fit its shape.
     """
     wanted = spec.dtype
-    if proto.dtype != _NUMBERS.get(wanted.char) and _dtype(proto.dtype) != wanted:
+    if proto.dtype != NUMBERS.get(wanted.char) and _dtype(proto.dtype) != wanted:
         text = types_pb2.DataType.Name(proto.dtype) if proto.dtype in types_pb2.DataType.values() else proto.dtype
         raise RequestError(f"input {name!r}: expected {spec.dtype_text}, not {text}")
     shape = [dim.size for dim in proto.tensor_shape.dim]
@@ -70,10 +51,10 @@ def decode(name: str, proto: tensor_pb2.TensorProto, spec: TensorSpec) -> Array:
     if wanted.kind == "O":
         values = np.empty(len(proto.string_val), object)
         values[:] = list(proto.string_val)
-    elif wanted.char in _PACKED:
-        values = np.array(getattr(proto, _PACKED[wanted.char][0]), wanted)
-    elif wanted.char in _FIELDS:
-        values = np.array(getattr(proto, _FIELDS[wanted.char])).astype(wanted)
+    elif wanted.char in PACKED:
+        values = np.array(getattr(proto, PACKED[wanted.char][0]), wanted)
+    elif wanted.char in FIELDS:
+        values = np.array(getattr(proto, FIELDS[wanted.char][0])).astype(wanted)
     else:
         try:
             return tf.make_ndarray(proto)
@@ -92,38 +73,6 @@ def _dtype(number: int) -> Any:
         return np.dtype(tf.dtypes.as_dtype(number).as_numpy_dtype)
     except TypeError:
         return None
-
-
-def encode(value: Array, proto: tensor_pb2.TensorProto) -> None:
-    """Put an array into a tensor of a response, with its values in the typed field, as TensorFlow Serving does.
-
-    Clients read `float_val` and its like. Floats lie in the message as they lie in memory, so one copy does.
-    """
-    kind = value.dtype.char
-    packed = _PACKED.get(kind)
-    if packed and value.size:
-        content = value.tobytes()
-        proto.MergeFromString(packed[1] + _varint(len(content)) + content)
-    elif kind in _FIELDS:
-        getattr(proto, _FIELDS[kind]).extend(value.ravel().tolist())
-    elif not packed:
-        proto.CopyFrom(tf.make_tensor_proto(value))
-        return
-    proto.dtype = _NUMBERS[kind]
-    dims = proto.tensor_shape.dim
-    for size in value.shape:
-        dims.add().size = size
-    if not value.ndim:
-        proto.tensor_shape.SetInParent()
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 127:
-        out.append(number & 127 | 128)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
 
 
 def signatures_as_json(definitions: Mapping[str, Any]) -> Any:
@@ -154,28 +103,47 @@ def _wanted_version(spec: Any) -> int | None:
 
 
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):  # type: ignore[misc]
-    """Predict and GetModelMetadata. Classify, Regress and the rest answer UNIMPLEMENTED, as generated."""
+    """Predict and GetModelMetadata.
+
+    Classify, Regress and MultiInference are for signatures of methods of their own, which `tf.saved_model.save` does
+    not write; TensorFlow Serving refuses them for the others, too.
+    """
 
     def __init__(self, service: Service) -> None:
         self.service = service
 
-    async def Predict(self, message: Any, context: grpc.aio.ServicerContext) -> Any:
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Let a server answer with it."""
+        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(self, server)
+        # Over the generated one, whose answers are messages: ours is their bytes.
+        predict = grpc.unary_unary_rpc_method_handler(self.Predict, predict_pb2.PredictRequest.FromString)
+        server.add_registered_method_handlers(SERVICE, {"Predict": predict})
+
+    async def Predict(self, message: Any, context: grpc.aio.ServicerContext) -> bytes:
         """Answer a prediction."""
         async with answering(self.service.request(PROTOCOL, metadata_id(context)), context) as request:
             version = request.choose(message.model_spec.name, _wanted_version(message.model_spec))
             signature = request.signature(message.model_spec.signature_name)
-            signature.check_names(message.inputs)
-            inputs = {name: decode(name, message.inputs[name], spec) for name, spec in signature.inputs.items()}
+            given = dict(message.inputs)
+            signature.check_names(given)
+            inputs = {name: decode(name, given[name], spec) for name, spec in signature.inputs.items()}
             wanted = signature.select(list(message.output_filter))
             outputs = await request.run(signature, inputs, deadline_of(context))
-            response = predict_pb2.PredictResponse()
-            spec = response.model_spec
-            spec.name = message.model_spec.name
-            spec.signature_name = signature.name
-            spec.version.value = version.number
-            for name in wanted:
-                encode(outputs[name], response.outputs[name])
-            return response
+            return predict_response(
+                message.model_spec.name, signature.name, version.number, {name: outputs[name] for name in wanted}
+            )
+
+    async def Classify(self, _message: Any, context: grpc.aio.ServicerContext) -> None:
+        """Refused."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"Classify {_ONLY_PREDICT}")
+
+    async def Regress(self, _message: Any, context: grpc.aio.ServicerContext) -> None:
+        """Refused."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"Regress {_ONLY_PREDICT}")
+
+    async def MultiInference(self, _message: Any, context: grpc.aio.ServicerContext) -> None:
+        """Refused."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"MultiInference {_ONLY_PREDICT}")
 
     async def GetModelMetadata(self, message: Any, context: grpc.aio.ServicerContext) -> Any:
         """The signatures of a version."""

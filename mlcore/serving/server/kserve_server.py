@@ -41,7 +41,7 @@ with _no_arguments():
 from mlcore.serving.server.errors import Code, RequestError  # noqa: E402 kserve must not see our command line
 from mlcore.serving.server.grpc_common import health_handler  # noqa: E402
 from mlcore.serving.server.grpc_v2 import REPOSITORY, Servicer  # noqa: E402
-from mlcore.serving.server.http import BoundedBodies, error_response  # noqa: E402
+from mlcore.serving.server.http import Front, error_response  # noqa: E402
 from mlcore.serving.server.rest_v1 import V1  # noqa: E402
 from mlcore.serving.server.rest_v2 import V2  # noqa: E402
 from mlcore.serving.server.service import Service  # noqa: E402
@@ -102,12 +102,14 @@ class _Rest(RESTServer):  # type: ignore[misc]
         super().__init__("kserve.model_server:app", **options)
         self.service = service
         self.max_bytes = max_bytes
-        self.config.access_log = False
+        logging.getLogger("uvicorn.access").propagate = False  # else each request's line is made, and then not written
+        self.config.proxy_headers = False  # nobody here asks where a request came from
         self.config.log_level = "warning"
+        self.v1, self.v2 = V1(service), V2(service)
         self._server = _Uvicorn(self.config)
 
     def _register_endpoints(self, app: Any) -> None:
-        app.router.routes[:] = [*V1(self.service).routes(), *V2(self.service).routes()]
+        app.router.routes[:] = [*self.v1.routes(), *self.v2.routes()]
         super()._register_endpoints(app)
 
     def _add_exception_handlers(self, app: Any) -> None:
@@ -123,7 +125,12 @@ class _Rest(RESTServer):  # type: ignore[misc]
         """In place of kserve's, which logs the time of each request."""
         app.middleware_stack = None  # that of an earlier server in this process
         app.user_middleware.clear()
-        app.add_middleware(BoundedBodies, max_bytes=self.max_bytes)
+
+    def create_application(self) -> None:
+        """Kserve's application, with our short way for predictions before it."""
+        super().create_application()
+        predictions = {**self.v1.predictions(), **self.v2.predictions()}
+        self.config.app = Front(kserve.model_server.app, predictions, self.max_bytes)
 
     async def serve(self, listener: socket.socket) -> None:
         """Answer until `stop`."""
@@ -197,19 +204,19 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
         Raises:
             UsageError: One is taken.
         """
-        from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
+        from tensorflow_serving.apis import model_service_pb2_grpc
 
-        from mlcore.serving.server.grpc_tfs import ModelService, PredictionService
+        from mlcore.serving.server.grpc_tfs import SERVICE, ModelService, PredictionService
 
         v2, tfs = self._new_grpc(), self._new_grpc()
         grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
             Servicer(self.service, self.dataplane, self.model_repository_extension), v2
         )
-        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(self.service), tfs)
+        PredictionService(self.service).add_to(tfs)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(self.service), tfs)
         names = (
             (v2, "--grpc-port", self._ports[1], "inference.GRPCInferenceService"),
-            (tfs, "--tfs-port", self._ports[2], "tensorflow.serving.PredictionService"),
+            (tfs, "--tfs-port", self._ports[2], SERVICE),
         )
         bound = [self._listener.getsockname()[1]]
         for server, flag, port, service in names:

@@ -1,10 +1,54 @@
 """Prometheus metrics of the server, on the page that kserve has for its own. No TensorFlow."""
 
+from bisect import bisect_left
+from collections.abc import Iterator
+
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 
 _LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _EXAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _NO_VERSION = "none"
+
+
+class _Requests:
+    """Counter and histogram of requests, which are counted in the event loop's thread alone: without locks."""
+
+    def __init__(self, model: str, prefix: str) -> None:
+        self._model = model
+        self._prefix = prefix
+        self.counts: dict[tuple[int | None, str, str], int] = {}  # by version, protocol, code
+        self._times: dict[tuple[int | None, str], tuple[list[int], list[float]]] = {}  # buckets, sum
+
+    def count(self, version: int | None, protocol: str, code: str, seconds: float) -> None:
+        """Count one that is done."""
+        key = version, protocol, code
+        self.counts[key] = self.counts.get(key, 0) + 1
+        times = self._times.get(key[:2])
+        if times is None:
+            times = self._times[key[:2]] = [0] * (len(_LATENCY_S) + 1), [0.0]
+        times[0][bisect_left(_LATENCY_S, seconds)] += 1
+        times[1][0] += seconds
+
+    def collect(self) -> Iterator[CounterMetricFamily | HistogramMetricFamily]:
+        """For Prometheus."""
+        labels = ["model", "version", "protocol", "code"]
+        counter = CounterMetricFamily(f"{self._prefix}_requests", "Requests answered or refused.", labels=labels)
+        for (version, protocol, code), count in sorted(self.counts.items(), key=str):
+            counter.add_metric([self._model, _text(version), protocol, code], count)
+        yield counter
+        what = "Time from the arrival of a request to its answer."
+        histogram = HistogramMetricFamily(f"{self._prefix}_request_seconds", what, labels=labels[:3])
+        bounds = [*map(str, _LATENCY_S), "+Inf"]
+        for (version, protocol), (counts, total) in sorted(self._times.items(), key=str):
+            until = [sum(counts[: index + 1]) for index in range(len(counts))]
+            buckets = list(zip(bounds, until, strict=True))
+            histogram.add_metric([self._model, _text(version), protocol], buckets, total[0])
+        yield histogram
+
+
+def _text(version: int | None) -> str:
+    return _NO_VERSION if version is None else str(version)
 
 
 class Metrics:
@@ -14,14 +58,9 @@ class Metrics:
         self.model = model
         self._registry = registry
         prefix = "mlcore_serving"
-        self.requests = Counter(
-            f"{prefix}_requests", "Requests answered or refused.", ("model", "version", "protocol", "code"),
-            registry=registry,
-        )  # fmt: skip
-        self.latency = Histogram(
-            f"{prefix}_request_seconds", "Time from the arrival of a request to its answer.",
-            ("model", "version", "protocol"), buckets=_LATENCY_S, registry=registry,
-        )  # fmt: skip
+        self._requests = _Requests(model, prefix)
+        self.request = self._requests.count
+        registry.register(self._requests)
         self.batch_size = Histogram(
             f"{prefix}_batch_examples", "Examples in a call of the model.", ("model", "version"), buckets=_EXAMPLES,
             registry=registry,
@@ -42,29 +81,13 @@ class Metrics:
             ("model", "outcome"), registry=registry,
         )  # fmt: skip
         self.load_failures.labels(model)
-        self._counted: dict[tuple[int | None, str, str], Counter] = {}
         self._batches: dict[int, Histogram] = {}
-        self._timed: dict[tuple[int | None, str], Histogram] = {}
 
     def close(self) -> None:
         """Take the metrics off the page, for another server in this process."""
-        for metric in (self.requests, self.latency, self.batch_size, self.queue, self.in_flight, self.version,
+        for metric in (self._requests, self.batch_size, self.queue, self.in_flight, self.version,
                        self.load_failures, self.load_seconds, self.log_entries):  # fmt: skip
             self._registry.unregister(metric)
-
-    def request(self, version: int | None, protocol: str, code: str, seconds: float) -> None:
-        """Count a request that is done."""
-        key = (version, protocol, code)
-        counter = self._counted.get(key)
-        if counter is None:
-            text = _NO_VERSION if version is None else str(version)
-            counter = self._counted[key] = self.requests.labels(self.model, text, protocol, code)
-        counter.inc()
-        timed = self._timed.get(key[:2])
-        if timed is None:
-            text = _NO_VERSION if version is None else str(version)
-            timed = self._timed[key[:2]] = self.latency.labels(self.model, text, protocol)
-        timed.observe(seconds)
 
     def observe_batch(self, version: int, examples: int) -> None:
         """Count a call of the model."""

@@ -5,17 +5,27 @@ GET  /v1/models/<name>[/versions/<n>]             status of the versions; KServe
 GET  /v1/models/<name>[/versions/<n>]/metadata    signatures
 """
 
-from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from mlcore.serving.server import json_tensors
 from mlcore.serving.server.errors import Code, RequestError
-from mlcore.serving.server.http import JSON, answer_headers, error_response, in_thread, request_id, version_number
+from mlcore.serving.server.http import (
+    JSON,
+    Answer,
+    Handler,
+    HttpRequest,
+    error_response,
+    in_thread,
+    request_id,
+    version_number,
+)
 from mlcore.serving.server.service import Service
 from mlcore.serving.server.states import version_states
 
 PROTOCOL = "v1"
+_JSON = JSON.encode()
 
 
 class V1:
@@ -24,18 +34,21 @@ class V1:
     def __init__(self, service: Service) -> None:
         self.service = service
 
+    def predictions(self) -> dict[str, Handler]:
+        """Pattern of the path of predictions -> what answers them."""
+        return {r"/v1/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?:predict": self.predict}
+
     def routes(self) -> list[Route]:
-        """The routes, for the application."""
+        """The routes of the rest, for the application."""
         found = []
         for path in ("/v1/models/{name}", "/v1/models/{name}/versions/{version}"):
             found += [
-                Route(path + ":predict", self.predict, methods=["POST"]),
                 Route(path + "/metadata", self.metadata, methods=["GET"]),
                 Route(path, self.status, methods=["GET"]),
             ]
         return found
 
-    async def predict(self, http: HttpRequest) -> Response:
+    async def predict(self, http: HttpRequest) -> ASGIApp:
         """Answer a prediction."""
         with_id = request_id(http)
         try:
@@ -50,7 +63,7 @@ class V1:
                 outputs = await request.run(signature, inputs)
                 size = sum(value.nbytes for value in outputs.values())
                 answer = await in_thread(size, json_tensors.encode, outputs, form)
-                return Response(answer, headers=answer_headers(request.id, version.number), media_type=JSON)
+                return Answer(answer, _JSON, request.id, version.number)
         except Exception as error:
             return error_response(error, with_id)
 

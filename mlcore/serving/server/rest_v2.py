@@ -6,23 +6,38 @@ POST /v2/models/<name>[/versions/<n>]/infer       JSON, with binary tensors behi
 The request's parameter `signature_name` chooses a signature.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
+import orjson
 from kserve.constants.constants import INFERENCE_CONTENT_LENGTH_HEADER
-from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from mlcore.serving.server import json_tensors, v2_tensors
 from mlcore.serving.server.errors import Code, RequestError
-from mlcore.serving.server.http import JSON, answer_headers, error_response, in_thread, request_id, version_number
+from mlcore.serving.server.http import (
+    JSON,
+    Answer,
+    Handler,
+    HttpRequest,
+    error_response,
+    in_thread,
+    request_id,
+    version_number,
+)
 from mlcore.serving.server.service import Service
-from mlcore.serving.server.signature import Array, Arrays, Signature
+from mlcore.serving.server.signature import Arrays
+from mlcore.serving.server.v2_head import Head
 
 PROTOCOL = "v2"
+_JSON, _BINARY = JSON.encode(), b"application/octet-stream"
+_JSON_LENGTH = INFERENCE_CONTENT_LENGTH_HEADER.lower()  # how long the JSON before the binary tensors is
 PLATFORM = "tensorflow_savedmodel"
 SIGNATURE = "signature_name"
+_SHORT, _KEPT = 2048, 64  # bytes of a head, and heads, that are kept
 
 
 class V2:
@@ -30,50 +45,59 @@ class V2:
 
     def __init__(self, service: Service) -> None:
         self.service = service
+        self._heads: dict[bytes, Head] = {}
+
+    def predictions(self) -> dict[str, Handler]:
+        """Pattern of the path of predictions -> what answers them."""
+        return {r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?/infer": self.infer}
 
     def routes(self) -> list[Route]:
-        """The routes, for the application."""
+        """The routes of the rest, for the application."""
         found = []
         for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
             found += [
-                Route(path + "/infer", self.infer, methods=["POST"]),
                 Route(path + "/ready", self.ready, methods=["GET"]),
                 Route(path, self.metadata, methods=["GET"]),
             ]
         return found
 
-    async def infer(self, http: HttpRequest) -> Response:
+    async def infer(self, http: HttpRequest) -> ASGIApp:
         """Answer a prediction."""
         with_id = request_id(http)
         try:
             with self.service.request(PROTOCOL, with_id) as request:
                 with_id = request.id
                 body = await http.body()
-                length = http.headers.get(INFERENCE_CONTENT_LENGTH_HEADER)
-                content, binary = await in_thread(len(body), _split, body, length)
-                given = content.get("id")
-                if given and not request_id(http):
-                    with_id = request.rename(str(given))
+                text, binary = _split(body, http.headers.get(_JSON_LENGTH))
+                head = self._heads.get(text) or await self._read(text)
+                if head.id and not request_id(http):
+                    with_id = request.rename(head.id)
                 version = request.choose(http.path_params["name"], version_number(http))
-                parameters = _parameters(content, "the request")
-                signature = request.signature(parameters.get(SIGNATURE))
-                inputs = await in_thread(len(body), _decode, signature, content, binary)
-                wanted = _wanted(signature, content, parameters)
-                outputs = await request.run(signature, inputs)
-                size = sum(value.nbytes for value in outputs.values())
+                plan = head.plan(request.signature(head.parameters.get(SIGNATURE)))
+                inputs = await in_thread(len(body), plan.decode, binary)
+                outputs = await request.run(plan.signature, inputs)
+                size = sum([value.nbytes for value in outputs.values()])
                 answer = {
                     "model_name": self.service.repository.name,
                     "model_version": str(version.number),
-                    "id": str(given or request.id),
+                    "id": head.id or request.id,
                 }
-                answered, json_length = await in_thread(size, _encode, answer, outputs, wanted)
-                headers = answer_headers(request.id, version.number)
+                answered, json_length = await in_thread(size, _encode, answer, outputs, plan.wanted)
                 if json_length is None:
-                    return Response(answered, headers=headers, media_type=JSON)
-                headers[INFERENCE_CONTENT_LENGTH_HEADER] = str(json_length)
-                return Response(answered, headers=headers, media_type="application/octet-stream")
+                    return Answer(answered, _JSON, request.id, version.number)
+                length_header = (_JSON_LENGTH.encode(), b"%d" % json_length)
+                return Answer(answered, _BINARY, request.id, version.number, length_header)
         except Exception as error:
             return error_response(error, with_id)
+
+    async def _read(self, text: bytes) -> Head:
+        """The head of a request. Short ones without an id come again and again, so they are kept."""
+        head = await in_thread(len(text), Head, text)
+        if not head.id and len(text) <= _SHORT:
+            if len(self._heads) >= _KEPT:
+                self._heads.clear()
+            self._heads[text] = head
+        return head
 
     async def ready(self, http: HttpRequest) -> Response:
         """Whether the model, or a version of it, answers."""
@@ -116,85 +140,44 @@ def model_metadata(service: Service, model: str, number: int | None) -> dict[str
         repository.release(version)
 
 
-def _split(body: bytes, length: str | None) -> tuple[dict[str, Any], memoryview]:
+def _split(body: bytes, length: str | None) -> tuple[bytes, memoryview]:
     """The JSON and the binary part of a body."""
-    end = len(body)
-    if length is not None:
-        if not (length.isascii() and length.isdecimal()) or int(length) > len(body):
-            raise RequestError(f"header {INFERENCE_CONTENT_LENGTH_HEADER}: {length!r} is no length of the JSON part")
-        end = int(length)
-    content = json_tensors.loads(body[:end])
-    if not isinstance(content, dict):
-        raise RequestError("the request must be a JSON object with 'inputs'")
-    return content, memoryview(body)[end:]
-
-
-def _parameters(content: dict[str, Any], where: str) -> dict[str, Any]:
-    parameters = content.get("parameters") or {}
-    if not isinstance(parameters, dict):
-        raise RequestError(f"'parameters' of {where}: expected an object")
-    return parameters
-
-
-def _decode(signature: Signature, content: dict[str, Any], binary: memoryview) -> dict[str, Array]:
-    """The inputs of a request."""
-    tensors = content.get("inputs")
-    if not isinstance(tensors, list) or not all(isinstance(tensor, dict) for tensor in tensors):
-        raise RequestError("'inputs': expected a list of tensors")
-    signature.check_names({str(tensor.get("name")): None for tensor in tensors})
-    if len(tensors) != len(signature.inputs):
-        raise RequestError("'inputs': an input is given twice")
-    values = {}
-    for tensor in tensors:
-        spec = signature.inputs[str(tensor["name"])]
-        v2_tensors.check_datatype(spec, tensor.get("datatype"))
-        shape = v2_tensors.shape_of(spec, tensor.get("shape"))
-        parameters = _parameters(tensor, f"input {spec.name!r}")
-        size = parameters.get("binary_data_size")
-        if size is None:
-            values[spec.name] = v2_tensors.from_list(spec, shape, tensor.get("data"), parameters)
-            continue
-        if type(size) is not int or not 0 <= size <= len(binary):
-            raise RequestError(f"input {spec.name!r}: binary_data_size is {size}, {len(binary)} bytes are left")
-        values[spec.name] = v2_tensors.from_raw(spec, shape, bytes(binary[:size]))
-        binary = binary[size:]
-    if len(binary):
-        raise RequestError(f"{len(binary)} bytes more than the inputs' binary_data_size say")
-    return values
-
-
-def _wanted(signature: Signature, content: dict[str, Any], parameters: dict[str, Any]) -> dict[str, bool]:
-    """Name of each output to give -> whether in binary form."""
-    asked = content.get("outputs") or []
-    if not isinstance(asked, list) or not all(isinstance(output, dict) for output in asked):
-        raise RequestError("'outputs': expected a list of objects with a name")
-    binary = {
-        str(output.get("name")): _parameters(output, f"output {output.get('name')!r}").get("binary_data")
-        for output in asked
-    }
-    by_default = parameters.get("binary_data_output") is True
-    return {
-        name: by_default if binary.get(name) is None else binary[name] is True
-        for name in signature.select(list(binary))
-    }
+    if length is None:
+        return body, memoryview(b"")
+    if not (length.isascii() and length.isdecimal()) or int(length) > len(body):
+        raise RequestError(f"header {INFERENCE_CONTENT_LENGTH_HEADER}: {length!r} is no length of the JSON part")
+    end = int(length)
+    return body[:end], memoryview(body)[end:]
 
 
 def _encode(answer: dict[str, Any], outputs: Arrays, wanted: dict[str, bool]) -> tuple[bytes, int | None]:
     """The body of an answer, and the length of its JSON part if there is another."""
-    tensors = []
+    tensors: list[Any] = []
     raw = []
     finite = True
+    all_binary = all(wanted.values())
     for name, binary in wanted.items():
         value = outputs[name]
-        tensor: dict[str, Any] = {
-            "name": name, "datatype": v2_tensors.datatype_of(value.dtype), "shape": list(value.shape),
-        }  # fmt: skip
+        shape = name, v2_tensors.datatype_of(value.dtype), value.shape
         if binary:
             raw.append(v2_tensors.to_raw(value))
-            tensor["parameters"] = {"binary_data_size": len(raw[-1])}
+            tensors.append(_text(*shape, len(raw[-1])) if all_binary else _binary(*shape, len(raw[-1])))
         else:
             finite = finite and (value.dtype.kind != "f" or bool(np.isfinite(value).all()))
-            tensor["data"] = v2_tensors.to_list(value)
-        tensors.append(tensor)
+            tensors.append(_tensor(*shape) | {"data": v2_tensors.to_list(value)})
     text = json_tensors.dumps({**answer, "outputs": tensors}, finite)
-    return (b"".join([text, *raw]), len(text)) if any(wanted.values()) else (text, None)
+    return (b"".join([text, *raw]), len(text)) if raw else (text, None)
+
+
+def _tensor(name: str, datatype: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    return {"name": name, "datatype": datatype, "shape": shape}
+
+
+def _binary(name: str, datatype: str, shape: tuple[int, ...], size: int) -> dict[str, Any]:
+    return _tensor(name, datatype, shape) | {"parameters": {"binary_data_size": size}}
+
+
+@functools.lru_cache(256)
+def _text(name: str, datatype: str, shape: tuple[int, ...], size: int) -> orjson.Fragment:
+    """The JSON of a tensor whose values come behind it, which is the same for the same shape."""
+    return orjson.Fragment(orjson.dumps(_binary(name, datatype, shape, size)))

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-import os
+import random
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -28,7 +28,6 @@ class Service:
         batcher: Runs requests together.
         metrics: Counts them.
         request_log: Keeps them; None: nothing is kept.
-        timeout_s: Most time that a request may take.
     """
 
     def __init__(
@@ -37,13 +36,11 @@ class Service:
         batcher: Batcher,
         metrics: Metrics,
         request_log: RequestLog | None,
-        timeout_s: float,
     ) -> None:
         self.repository = repository
         self.batcher = batcher
         self.metrics = metrics
         self.request_log = request_log
-        self.timeout_s = timeout_s
         self.stopping = False
         self.in_flight = 0
         self.answered = 0
@@ -73,7 +70,7 @@ class Request:
     def __init__(self, service: Service, protocol: str, request_id: str | None) -> None:
         self.service = service
         self.protocol = protocol
-        self.id = request_id[:_ID_LENGTH] if request_id else os.urandom(16).hex()
+        self.id = request_id[:_ID_LENGTH] if request_id else f"{random.getrandbits(128):032x}"
         self.version: Version | None = None
         self.code = Code.INTERNAL
         self.entry: dict[str, Any] | None = None
@@ -129,22 +126,18 @@ class Request:
         assert version is not None
         service = self.service
         examples = signature.check(inputs)
-        limit = service.timeout_s if timeout_s is None else min(timeout_s, service.timeout_s)
         name = signature.name
         number = version.number
         run = version.model.run
-        try:
-            async with asyncio.timeout(limit):
-                outputs = await service.batcher.call(
-                    (version, name),
-                    lambda values: run(name, values),
-                    inputs,
-                    examples,
-                    joinable=signature.joinable,
-                    observe=lambda size: service.metrics.observe_batch(number, size),
-                )
-        except TimeoutError:
-            raise RequestError(f"no answer within {limit:g} s", Code.DEADLINE_EXCEEDED) from None
+        outputs = await service.batcher.call(
+            (version, name),
+            lambda values: run(name, values),
+            inputs,
+            examples,
+            joinable=signature.joinable,
+            timeout_s=timeout_s,
+            observe=lambda size: service.metrics.observe_batch(number, size),
+        )
         if service.request_log is not None:
             self.entry = {"signature": name, "inputs": inputs, "outputs": outputs}
         return outputs

@@ -46,7 +46,7 @@ class TensorSpec:
     @property
     def any_batch(self) -> bool:
         """Whether the first dimension may have any size."""
-        return bool(self.shape) and self.shape is not None and self.shape[0] is None
+        return self.shape is not None and self.shape[:1] == (None,)
 
     def check(self, value: Array) -> None:
         """Compare a value with the specification.
@@ -57,7 +57,7 @@ class TensorSpec:
         if value.dtype != self.dtype:
             given = "string" if value.dtype == object else value.dtype
             raise RequestError(f"input {self.name!r}: expected {self.dtype_text}, not {given}")
-        if self.shape is None:
+        if self.shape is None or value.shape == self.shape or (self.any_batch and value.shape[1:] == self.shape[1:]):
             return
         if value.ndim != len(self.shape) or any(
             wanted is not None and wanted != size for wanted, size in zip(self.shape, value.shape, strict=True)
@@ -104,16 +104,17 @@ class Signature:
             )
 
     def check(self, given: Arrays) -> int:
-        """Compare inputs with the signature; the number of examples in them.
+        """Compare inputs, whose names were compared before, with the signature; the number of examples in them.
 
         Raises:
             RequestError: They do not fit; the message names the input.
         """
-        self.check_names(given)
         for name, spec in self.inputs.items():
             spec.check(given[name])
         if not self.joinable:
             return 1
+        if len(given) == 1:
+            return len(next(iter(given.values())))
         sizes = {name: len(value) for name, value in given.items()}
         if len(set(sizes.values())) > 1:
             text = ", ".join(f"{name} {size}" for name, size in sizes.items())

@@ -1,9 +1,10 @@
 """Tensors of the Open Inference (V2) protocol: types by name, values as lists, as bytes after the JSON, or in gRPC.
 
 https://github.com/kserve/open-inference-protocol, with the extension for binary tensor data. Strings in binary form
-have four bytes of length before each.
+have four bytes of length before each. Numbers are little endian, as they are in the memory of what TensorFlow runs on.
 """
 
+import functools
 import struct
 from collections.abc import Mapping
 from typing import Any
@@ -27,6 +28,7 @@ CONTENTS = {
 }  # fmt: skip
 
 
+@functools.cache  # numpy writes the name of a type anew at each `str`, which takes longer than a small tensor
 def datatype_of(dtype: "np.dtype[Any]") -> str:
     """The protocol's name of a numpy type."""
     return _DATATYPES.get(str(dtype), str(dtype).upper())
@@ -62,7 +64,7 @@ def from_raw(spec: TensorSpec, shape: list[int], raw: bytes) -> Array:
     """
     if spec.dtype != object:
         try:
-            return np.frombuffer(raw, spec.dtype.newbyteorder("<")).astype(spec.dtype, copy=False).reshape(shape)
+            return np.frombuffer(raw, spec.dtype).reshape(shape)
         except ValueError as error:
             raise RequestError(f"input {spec.name!r}: {len(raw)} bytes do not make shape {shape}") from error
     texts: list[bytes] = []
@@ -80,7 +82,7 @@ def from_raw(spec: TensorSpec, shape: list[int], raw: bytes) -> Array:
 def to_raw(value: Array) -> bytes:
     """A tensor in its binary form."""
     if value.dtype != object:
-        return np.ascontiguousarray(value, value.dtype.newbyteorder("<")).tobytes()
+        return value.tobytes()
     return b"".join(struct.pack("<I", len(text)) + text for text in value.flat)
 
 

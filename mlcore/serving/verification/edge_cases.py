@@ -11,7 +11,6 @@ from PIL import Image
 
 from mlcore.detection.metrics import Detections
 from mlcore.detection.verification import compare
-from mlcore.serving.clients import connect
 from mlcore.serving.clients.client import (
     Array,
     NotServedError,
@@ -166,8 +165,7 @@ def _wrong_requests(model: ServedDetector | ServedClassifier) -> Iterator[_Edge]
         return ""
 
     def unknown_model() -> str:
-        address = f"{'https' if client.server.secure else 'http'}://{client.server}"
-        with connect(address, client.protocol, _ABSENT, deadline_s=client.deadline_s) as other:  # type: ignore[arg-type]
+        with type(client)(client.server, _ABSENT, client.deadline_s) as other:
             other.predict({model.target.input.name: good})
         return ""
 

@@ -158,6 +158,16 @@ def test_tensorflow_servings_grpc_names_what_is_wrong(mnist_server, changes, cod
     assert words in error.value.details()
 
 
+@pytest.mark.parametrize("method", ["Classify", "Regress", "MultiInference"])
+def test_what_tensorflow_serving_has_beside_predict_is_refused_with_a_word_of_predict(mnist_server, method):
+    with grpc.insecure_channel(mnist_server.tfs_address) as channel:
+        call = channel.unary_unary(f"/tensorflow.serving.PredictionService/{method}")
+        with pytest.raises(grpc.RpcError) as error:
+            call(b"", timeout=20)
+    assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert f"{method} is not served: call Predict" in error.value.details()
+
+
 @pytest.mark.parametrize(
     ("changes", "code", "words"),
     [

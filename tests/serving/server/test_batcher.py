@@ -243,3 +243,64 @@ def test_lanes_take_turns():
         assert order.index("b") < 3
 
     asyncio.run(main())
+
+
+def test_every_request_has_the_same_time_and_one_can_be_given_less():
+    async def main():
+        batcher, model = make(timeout_s=0.3, max_batch_size=1), Doubler()
+        model.gate.clear()
+        started = time.monotonic()
+        ends = {}
+
+        async def late(number, timeout_s=None):
+            with pytest.raises(RequestError, match=r"no answer within 0\.\d s") as error:
+                await batcher.call("k", model, values(number), 1, joinable=True, timeout_s=timeout_s)
+            assert error.value.code is Code.DEADLINE_EXCEEDED
+            ends[number] = time.monotonic() - started
+
+        async def later():
+            await asyncio.sleep(0.2)
+            await late(3)
+
+        await asyncio.gather(late(0), late(1, 0.1), late(2, 99.0), later())
+        assert 0.1 <= ends[1] < ends[0] < ends[3] and ends[0] >= 0.3 and ends[3] >= 0.5
+        assert ends[2] < 50  # not more than all have
+        assert batcher.waiting == 0
+        model.gate.set()
+        assert await ask(batcher, model, 5) == [10.0]
+        assert not batcher._watched  # nothing keeps what is done
+
+    asyncio.run(main())
+
+
+def test_bytes_in_work_are_bounded_together_and_free_again_afterwards():
+    async def main():
+        batcher, model = make(max_bytes=100, max_batch_size=2), Doubler()
+        model.gate.clear()
+        tasks = [asyncio.create_task(ask(batcher, model, n)) for n in range(8)]  # 12 bytes each
+        await asyncio.sleep(0.05)
+        with pytest.raises(RequestError, match="requests are in work, at most") as error:
+            await ask(batcher, model, 8)
+        assert error.value.code is Code.RESOURCE_EXHAUSTED
+        tasks[7].cancel()
+        await asyncio.sleep(0.01)
+        last = asyncio.create_task(ask(batcher, model, 9))
+        await asyncio.sleep(0.01)
+        assert not last.done()
+        model.gate.set()
+        assert (await asyncio.gather(*tasks[:7], last))[-1] == [18.0]
+        assert batcher.held == 0
+        assert await ask(batcher, model, *range(20)) == [2.0 * n for n in range(20)]  # one alone may be larger
+
+    asyncio.run(main())
+
+
+def test_texts_count_with_their_length():
+    async def main():
+        batcher = make(max_bytes=10)
+        texts = {"x": np.array([b"123456", b"789"], object)}
+        held = []
+        await batcher.call("k", lambda inputs: held.append(batcher.held) or {"y": inputs["x"]}, texts, 2, joinable=True)
+        assert held == [9]
+
+    asyncio.run(main())
