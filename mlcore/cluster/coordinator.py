@@ -17,7 +17,7 @@ from mlcore.cluster.config import Cluster, Member
 from mlcore.cluster.guard import PeerGuard
 from mlcore.cluster.leaving import let_go, who_is_leaving
 from mlcore.cluster.ledger import Ledger, Work
-from mlcore.cluster.tensorflow import import_tensorflow
+from mlcore.cluster.tensorflow import import_tensorflow, reason_of
 from mlcore.runtime.errors import RestartError
 from mlcore.runtime.signals import StopFlag
 
@@ -262,5 +262,5 @@ class Coordinator:
             return RestartError(f"a member of the cluster is lost: {trouble}")
         gone = errors.UnavailableError | errors.AbortedError | errors.CancelledError | errors.DeadlineExceededError
         if isinstance(error, gone) or "context_id" in str(error):
-            return RestartError(f"the cluster has lost its state: {str(error).splitlines()[0]}")
+            return RestartError(f"the cluster has lost its state: {reason_of(error)}")
         return error

@@ -20,7 +20,7 @@ from mlcore.cluster.guard import PeerGuard
 from mlcore.cluster.peers import Presence, wait_for_own_port, wait_for_peers
 from mlcore.cluster.status import State, exit_code_of, read_status
 from mlcore.cluster.strategy import multi_worker_mirrored_strategy
-from mlcore.cluster.tensorflow import import_tensorflow
+from mlcore.cluster.tensorflow import import_tensorflow, reason_of
 from mlcore.cluster.timeouts import OWN_PORT_TIMEOUT_S, Timeouts
 from mlcore.cluster.watch import Watch
 from mlcore.runtime.ending import end_without_clean_up
@@ -125,7 +125,7 @@ def join_team(
             team = Team(cluster, multi_worker_mirrored_strategy(cluster, timeouts.stall_timeout_s), guard)
             team.agree(False)
         except tf.errors.OpError as error:
-            raise RestartError(f"{cluster.me.name}: cannot join the others: {str(error).splitlines()[0]}") from error
+            raise RestartError(f"{cluster.me.name}: cannot join the others: {reason_of(error)}") from error
     log.info("%s: the cluster is complete", cluster.me.name)
     return team
 

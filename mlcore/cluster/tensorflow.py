@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import re
 import sys
 from typing import Any, NamedTuple
 
@@ -40,6 +41,14 @@ def import_tensorflow(*, keras: bool = True, extra: str = "tf") -> Any:
                 del sys.modules[name]
     logging.getLogger(_NAME).setLevel(logging.ERROR)
     return tensorflow
+
+
+def reason_of(error: BaseException) -> str:
+    """An error of TensorFlow in one line: where several members of a cluster had one each, the first of them."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if len(lines) > 1 and re.match(r"\d+ root error", lines[0]):
+        return lines[1].removeprefix("(0)").strip()
+    return lines[0]
 
 
 class ServerModules(NamedTuple):

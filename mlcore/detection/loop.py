@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mlcore.cluster.tensorflow import reason_of
 from mlcore.detection.checkpoints import Best, find_checkpoint, list_checkpoints, read_best
 from mlcore.detection.input import describe_record
 from mlcore.detection.runner import NonFinite, StepRunner, Window
@@ -204,7 +205,7 @@ class TrainingLoop:
                 saved = "what was saved before is whole"
                 if is_disk_full(error):
                     raise TransientError(f"{what}: no room on the disk; {saved}; free some and run again") from error
-                reason = str(error).strip().splitlines()[0]
+                reason = reason_of(error)
                 raise UsageError(f"{what} ({reason}); {saved}") from error
             self._saved_step = step
             log.info("saved %s", self.model_dir / f"ckpt-{step}")

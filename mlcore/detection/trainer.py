@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlcore.cluster.tensorflow import reason_of
 from mlcore.detection.checkpoints import PREFIX, fault_of, list_checkpoints, newest_good
 from mlcore.detection.experiment import build_model, build_task, set_precision
 from mlcore.detection.input import RECORD
@@ -165,7 +166,7 @@ class Trainer:
         try:
             self.checkpoint.read(str(prefix)).assert_existing_objects_matched()
         except tf.errors.OpError as error:
-            return str(error).splitlines()[0]
+            return reason_of(error)
         except (AssertionError, ValueError) as error:
             line = str(error).strip().splitlines()[0]
             raise DataError(f"{prefix}: is not of this model ({line[:200]})") from error

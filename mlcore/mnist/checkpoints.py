@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from mlcore.cluster.tensorflow import reason_of
 from mlcore.mnist.learner import Learner
 from mlcore.mnist.tensorflow import tf
 from mlcore.runtime.errors import DataError, UsageError
@@ -52,7 +53,7 @@ class Checkpoints:
                 self._checkpoint.restore(str(path)).assert_consumed()
             except (tf.errors.OpError, ValueError, AssertionError, IndexError, RuntimeError) as error:
                 # A file that is cut off is an IndexError to TensorFlow, tensors that do not fit are the others.
-                reasons.append(f"{path.name}: {str(error).strip().splitlines()[0]}")
+                reasons.append(f"{path.name}: {reason_of(error)}")
                 log.warning("%s cannot be read (%s)", path, reasons[-1].partition(": ")[2])
                 continue
             log.info("going on from %s", path)
@@ -84,4 +85,4 @@ class Checkpoints:
 
 
 def _not_writable(model_dir: Path, error: Any) -> UsageError:
-    return UsageError(f"--model-dir={model_dir}: cannot be written ({str(error).strip().splitlines()[0]})")
+    return UsageError(f"--model-dir={model_dir}: cannot be written ({reason_of(error)})")

@@ -81,15 +81,15 @@ def test_stopped_worker_is_named_and_left_out(small_cluster):
 
 
 def test_worker_that_was_stopped_for_a_while_works_again(small_cluster):
-    cluster = small_cluster("--steps=1000", *SLOW, evaluator=False, ps=1)
+    cluster = small_cluster("--steps=500", *SLOW, evaluator=False, ps=1)
     cluster.start()
-    cluster.wait_for_log("chief-0", "saved step 80")
+    cluster.wait_for_log("chief-0", "saved step 40")
     cluster.send("worker-1", signal.SIGSTOP)
     cluster.wait_for_log("chief-0", "going on without it", 40)
     before = shares(cluster.log("chief-0"))
     cluster.send("worker-1", signal.SIGCONT)
     assert set(cluster.wait_all(90).values()) == {0}
-    assert shares(cluster.log("chief-0"))["worker 1"] > before["worker 1"] + 50
+    assert shares(cluster.log("chief-0"))["worker 1"] > before["worker 1"] + 20
 
 
 def test_killed_ps_ends_the_chief_with_138_and_all_resume(small_cluster, tmp_path):

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from mlcore.cluster.tensorflow import reason_of
+
 pytest.importorskip("tensorflow")  # the extra tf
 
 SERVER = """
@@ -43,6 +45,19 @@ def test_server_starts_without_the_api_of_tensorflow_and_names_a_port_that_is_ta
     assert "the server cannot start" in taken
     assert target.startswith("grpc://127.0.0.1:")
     assert loaded == "False False False"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("NOT_FOUND: a; No such file\n [[{{node}}]]", "NOT_FOUND: a; No such file"),
+        ("2 root error(s) found.\n  (0) UNKNOWN:  b; Full\n [[x]]\n  (1) UNKNOWN: c", "UNKNOWN:  b; Full"),
+        ("", "ValueError"),
+    ],
+    ids=["one", "one of each member", "without text"],
+)
+def test_reason_of_an_error_is_one_line(text, reason):
+    assert reason_of(ValueError(text)) == reason
 
 
 @pytest.mark.slow

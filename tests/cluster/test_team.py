@@ -107,11 +107,21 @@ def test_lone_worker_ends_with_138_after_the_bound(mnist, tmp_path):
         assert "worker 1 (127.0.0.1:" in cluster.log("worker-0")
 
 
-def test_detection_in_step_evaluates_and_stops_and_a_chief_with_an_evaluator_goes_on(detection, tmp_path):
+def test_detection_in_step_outlives_a_kill_and_a_stop_and_a_chief_with_an_evaluator_goes_on(detection, tmp_path):
     command = [*detection, "--steps=60", "--checkpoint-interval=15", "--eval-interval=20"]
     with LocalCluster(tmp_path / "logs", command, **TEAM) as cluster:
         cluster.start()
-        cluster.wait_for_log("worker-0", r"saved \S+ckpt-30", 150)  # no evaluation: during one it would leave alone
+        cluster.wait_for_log("worker-0", r"saved \S+ckpt-15", 150)
+        cluster.kill("worker-1")
+        killed = time.monotonic()
+        assert cluster.wait("worker-0", 30) == 138, cluster.logs()
+        assert time.monotonic() - killed < 30
+        assert "worker 1 (127.0.0.1:" in cluster.log("worker-0")
+        seen = len(cluster.log("worker-0"))
+        last = max(int(path.stem.rpartition("-")[2]) for path in (tmp_path / "model").glob("ckpt-*.index"))
+        cluster.start()
+        cluster.wait_for_log("worker-0", rf"resuming from \S+ckpt-{last}\b.*saved \S+ckpt-30", 150, after=seen)
+        # There is no evaluation after this step: during one the member would leave alone, and the rest end with 138.
         cluster.send("worker-1", signal.SIGTERM)
         assert set(cluster.wait_all(60).values()) == {143}, cluster.logs()
         (stopped,) = re.findall(r"stopped after step (\d+)", cluster.log("worker-0"))
