@@ -7,10 +7,13 @@ import logging
 import os
 import re
 import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlcore.runtime.cores import limit_threads
+from mlcore.runtime.errors import MlcoreError, TransientError, UsageError
 from mlcore.runtime.extras import require
+from mlcore.runtime.outputs import is_disk_full
 
 _NAME = "tensorflow"
 _KERAS = ("keras", "tf_keras")
@@ -49,6 +52,15 @@ def reason_of(error: BaseException) -> str:
     if len(lines) > 1 and re.match(r"\d+ root error", lines[0]):
         return lines[1].removeprefix("(0)").strip()
     return lines[0]
+
+
+def not_saved(model_dir: Path, step: int, error: BaseException) -> MlcoreError:
+    """What to raise where a checkpoint could not be written: a full disk may have room when the training goes on."""
+    what = f"--model-dir={model_dir}: the checkpoint of step {step} cannot be written"
+    saved = "what was saved before is whole"
+    if is_disk_full(error):
+        return TransientError(f"{what}: no room on the disk; {saved}; free some and run again")
+    return UsageError(f"{what} ({reason_of(error)}); {saved}")
 
 
 class ServerModules(NamedTuple):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mlcore.cluster.tensorflow import reason_of
+from mlcore.cluster.tensorflow import not_saved
 from mlcore.detection.checkpoints import Best, find_checkpoint, list_checkpoints, read_best
 from mlcore.detection.input import describe_record
 from mlcore.detection.runner import NonFinite, StepRunner, Window
@@ -21,8 +21,7 @@ from mlcore.detection.summaries import Summaries
 from mlcore.detection.tensorflow import import_tensorflow
 from mlcore.detection.trainer import TOTAL_LOSS, Trainer, checkpoint_manager
 from mlcore.detection.validation import Validates
-from mlcore.runtime.errors import DataError, TransientError, UsageError
-from mlcore.runtime.outputs import is_disk_full
+from mlcore.runtime.errors import DataError
 from mlcore.runtime.progress import Progress
 from mlcore.runtime.results import print_metrics
 from mlcore.runtime.signals import StopFlag, stop_flag
@@ -201,12 +200,7 @@ class TrainingLoop:
                 self._manager.save(checkpoint_number=step)
             except import_tensorflow().errors.OpError as error:
                 shutil.rmtree(self.model_dir / f"ckpt-{step}_temp", ignore_errors=True)
-                what = f"--model-dir={self.model_dir}: the checkpoint of step {step} cannot be written"
-                saved = "what was saved before is whole"
-                if is_disk_full(error):
-                    raise TransientError(f"{what}: no room on the disk; {saved}; free some and run again") from error
-                reason = reason_of(error)
-                raise UsageError(f"{what} ({reason}); {saved}") from error
+                raise not_saved(self.model_dir, step, error) from error
             self._saved_step = step
             log.info("saved %s", self.model_dir / f"ckpt-{step}")
 

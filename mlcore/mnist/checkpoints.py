@@ -4,12 +4,11 @@ import logging
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
-from mlcore.cluster.tensorflow import reason_of
+from mlcore.cluster.tensorflow import not_saved, reason_of
 from mlcore.mnist.learner import Learner
 from mlcore.mnist.tensorflow import tf
-from mlcore.runtime.errors import DataError, UsageError
+from mlcore.runtime.errors import DataError
 
 log = logging.getLogger(__name__)
 
@@ -69,20 +68,18 @@ class Checkpoints:
         """Save the state as it is.
 
         Raises:
-            UsageError: The model directory cannot be written, or the disk is full; what was saved before stays.
+            TransientError: The disk is full.
+            UsageError: The model directory cannot be written. What was saved before stays in either case.
         """
         step = int(self._learner.step.numpy())
         try:
             self._manager.save(checkpoint_number=step)
         except tf.errors.OpError as error:
-            raise _not_writable(self._model_dir, error) from error
+            shutil.rmtree(self._model_dir / f"{_NAME}-{step}_temp", ignore_errors=True)
+            raise not_saved(self._model_dir, step, error) from error
         log.debug("saved %s-%d", _NAME, step)
 
     def _remove_unfinished(self) -> None:
         """What a process left that was killed while it saved."""
         for path in self._model_dir.glob(f"{_NAME}-*_temp*"):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _not_writable(model_dir: Path, error: Any) -> UsageError:
-    return UsageError(f"--model-dir={model_dir}: cannot be written ({reason_of(error)})")

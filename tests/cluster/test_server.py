@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from mlcore.cluster.tensorflow import reason_of
+from mlcore.cluster.tensorflow import not_saved, reason_of
+from mlcore.runtime.errors import TransientError, UsageError
 
 pytest.importorskip("tensorflow")  # the extra tf
 
@@ -58,6 +60,21 @@ def test_server_starts_without_the_api_of_tensorflow_and_names_a_port_that_is_ta
 )
 def test_reason_of_an_error_is_one_line(text, reason):
     assert reason_of(ValueError(text)) == reason
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "words"),
+    [
+        ("RESOURCE_EXHAUSTED: /m/ckpt; No space left on device", TransientError, "no room on the disk"),
+        ("UNKNOWN: /m/ckpt; Disk quota exceeded", TransientError, "no room on the disk"),
+        ("PERMISSION_DENIED: /m/ckpt; Permission denied", UsageError, "Permission denied"),
+    ],
+)
+def test_a_full_disk_may_have_room_later_and_other_reasons_need_somebody(text, kind, words):
+    error = not_saved(Path("/m"), 7, ValueError(text))
+    assert type(error) is kind
+    assert "--model-dir=/m: the checkpoint of step 7 cannot be written" in str(error)
+    assert words in str(error) and "what was saved before is whole" in str(error)
 
 
 @pytest.mark.slow
