@@ -3,10 +3,12 @@
     python benchmarks/train.py --data-dir=records [--steps=60] [--rounds=3]
 
 Prints, of each and as ratios (ours / theirs): seconds from the start of the process to the end of the first step, steps
-a second after it, and CPU seconds a step. Records are those of `mlcore convert`.
+a second after the first ten (the median of runs of ten, so that a pause of the machine does not count), and CPU seconds
+a step. Records are those of `mlcore convert`.
 """
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -28,7 +30,7 @@ def peer(config_file: Path, data_dir: Path, model_dir: Path) -> None:
     started = time.clock_gettime(time.CLOCK_BOOTTIME) - _process_age_s()
     import tensorflow as tf
     from official.core import task_factory, train_lib
-    from official.vision.configs import retinanet  # noqa: F401
+    from official.vision.configs import retinanet  # noqa: F401 (registers the experiment)
 
     from mlcore.detection.experiment import SECTIONS, new_config
 
@@ -47,13 +49,9 @@ def peer(config_file: Path, data_dir: Path, model_dir: Path) -> None:
 
     task = task_factory.get_task(config.task, logging_dir=str(model_dir))
     train_lib.run_experiment(tf.distribute.get_strategy(), task, "train", config, str(model_dir), train_actions=[mark])
-    per_step = (marks[-1][0] - marks[0][0]) / ((len(marks) - 1) * WINDOW)
-    per_step_cpu = (marks[-1][1] - marks[0][1]) / ((len(marks) - 1) * WINDOW)
+    rates = _rates(marks)
     # Its first loop ends WINDOW steps after the start, not one.
-    print("RESULT", json.dumps({
-        "first_step_s": marks[0][0] - (WINDOW - 1) * per_step, "steps_per_second": 1 / per_step,
-        "cpu_s_per_step": per_step_cpu,
-    }))  # fmt: skip
+    _print_result({"first_step_s": marks[0][0] - (WINDOW - 1) / rates["steps_per_second"], **rates})
 
 
 def ours(arguments: list[str]) -> None:
@@ -66,18 +64,25 @@ def ours(arguments: list[str]) -> None:
 
     def marked(self, window, **more):
         account(self, window, **more)
-        marks.append((_process_age_s(), _cpu_s(), window.steps))
+        marks.append((_process_age_s(), _cpu_s()))
 
     TrainingLoop._account = marked
     sys.argv = ["mlcore", "train", *arguments]
     try:
         main()
     finally:
-        steps = sum(mark[2] for mark in marks[2:])
-        print("RESULT", json.dumps({
-            "first_step_s": marks[0][0], "steps_per_second": steps / (marks[-1][0] - marks[1][0]),
-            "cpu_s_per_step": (marks[-1][1] - marks[1][1]) / steps,
-        }))  # fmt: skip
+        _print_result({"first_step_s": marks[0][0], **_rates(marks[1:])})
+
+
+def _rates(marks: list[tuple[float, float]]) -> dict[str, float]:
+    """From the time and the CPU seconds at the end of runs of WINDOW steps."""
+    seconds = statistics.median(after[0] - before[0] for before, after in itertools.pairwise(marks))
+    cpu_s = (marks[-1][1] - marks[0][1]) / (len(marks) - 1)
+    return {"steps_per_second": WINDOW / seconds, "cpu_s_per_step": cpu_s / WINDOW}
+
+
+def _print_result(result: dict[str, float]) -> None:
+    print("RESULT", json.dumps(result))
 
 
 def _cpu_s() -> float:
@@ -109,6 +114,8 @@ def main() -> None:
     parser.add_argument("--peer", nargs=2, type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--ours", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.steps % WINDOW or options.steps < 3 * WINDOW:
+        parser.error(f"--steps={options.steps}: expected a multiple of {WINDOW}, at least {3 * WINDOW}")
     flags = [
         f"--data-dir={options.data_dir}", f"--steps={options.steps}", "--eval-interval=0",
         f"--checkpoint-interval={options.steps}", f"--overrides=trainer.summary_interval={WINDOW}",
@@ -125,7 +132,8 @@ def main() -> None:
             results["ours"].append(_run("--ours", model, *common))
             peer_model = Path(folder, f"theirs-{number}")
             results["theirs"].append(_run("--peer", model / "experiment.yaml", peer_model, *common))
-            print(f"round {number + 1}: {results['ours'][-1]} {results['theirs'][-1]}", flush=True)
+            mine, other = results["ours"][-1], results["theirs"][-1]
+            print(f"round {number + 1}:", *(f"{name} {mine[name]:.3f}/{other[name]:.3f}" for name in mine), flush=True)
     print(f"{'':18} {'ours':>9} {'theirs':>9} {'ratio':>7}")
     for name in ("first_step_s", "steps_per_second", "cpu_s_per_step"):
         mine, other = (statistics.median(result[name] for result in results[who]) for who in ("ours", "theirs"))

@@ -184,7 +184,8 @@ def _crew(chief: Chief, config: ExperimentConfig, model_dir: Path, training: Tra
     strategy = make_strategy(tf, training.here)
     trainer = prepare_trainer(strategy, config, model_dir)
     dataset = make_dataset(strategy, trainer, training.records, seed=training.seed, deterministic=deterministic)
-    return _Crew(trainer, LocalRunner(trainer, strategy, dataset), contextlib.nullcontext())
+    local = LocalRunner(trainer, strategy, dataset, deterministic=deterministic)
+    return _Crew(trainer, local, contextlib.nullcontext())
 
 
 def _crew_of_team(
@@ -203,7 +204,8 @@ def _crew_of_team(
     team.check_same("step", trainer.steps_done())
     save_own_values(trainer.model.variables)
     dataset = make_dataset(strategy, trainer, training.records, seed=training.seed, deterministic=deterministic)
-    return _Crew(trainer, LocalRunner(trainer, strategy, dataset, team.agree), contextlib.nullcontext())
+    runner = LocalRunner(trainer, strategy, dataset, team.agree, deterministic=deterministic)
+    return _Crew(trainer, runner, contextlib.nullcontext())
 
 
 def follow_run(cluster: Cluster, model_dir: Path, training: Training) -> None:

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 RECORD = "record"  # key among the labels: where each example comes from, shard * 2**32 + position in it
 _POSITION_BITS = 32
+_MOST_AT_A_TIME = 64  # pictures being prepared
 _SHUFFLE_BYTES = 512 << 20  # at most this much of undecoded records waits in the shuffle buffer
 
 
@@ -100,6 +101,8 @@ def train_dataset(
     dataset = prepared.batch(batch_size, drop_remainder=True).prefetch(2)
     options = tf.data.Options()
     options.deterministic = True
+    # As many pictures at a time as the machine that reads has CPUs; tuning that costs time and finds nothing better.
+    options.autotune.enabled, options.autotune.initial_parallelism = False, _MOST_AT_A_TIME
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return dataset.with_options(options)
 

@@ -68,7 +68,7 @@ def run(
         validation = Validation(trainer, make_evaluate(trainer, records), directory.path, metric=metric)
     loop = TrainingLoop(
         trainer,
-        LocalRunner(trainer, strategy, dataset),
+        LocalRunner(trainer, strategy, dataset, deterministic=deterministic),
         plan,
         directory.path,
         validation=validation,
@@ -83,17 +83,14 @@ def run(
 
 
 def prepare_devices(tf: Any, seed: int, deterministic: bool | None) -> bool:
-    """Seed TensorFlow, NumPy and Python; make GPUs compute the same each time where asked (default: without GPUs)."""
+    """Seed TensorFlow, NumPy and Python; whether to compute the same each time (default: where there is no GPU)."""
     import tf_keras
 
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:  # take memory as it is needed, not all of it at once
         tf.config.experimental.set_memory_growth(gpu, True)
-    deterministic = not gpus if deterministic is None else deterministic
     tf_keras.utils.set_random_seed(seed + 1)  # tf.data takes 0 for no seed
-    if deterministic:
-        tf.config.experimental.enable_op_determinism()
-    return deterministic
+    return not gpus if deterministic is None else deterministic
 
 
 def make_strategy(tf: Any, name: str) -> tf.distribute.Strategy:

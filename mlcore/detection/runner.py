@@ -69,6 +69,7 @@ class LocalRunner:
         strategy: The strategy.
         dataset: Batches; a distributed dataset of the strategy where it has several replicas.
         agree: See `StepRunner`; for a strategy of several processes.
+        deterministic: Every operation from now on computes the same each time.
     """
 
     def __init__(
@@ -77,11 +78,17 @@ class LocalRunner:
         strategy: tf.distribute.Strategy,
         dataset: Any,
         agree: Callable[[bool], bool] = bool,
+        *,
+        deterministic: bool = False,
     ) -> None:
         tf = import_tensorflow()
         self.agree = agree
         self._first_step = trainer.steps_done()
         self._iterator = iter(dataset)
+        if deterministic:
+            # Not before the iterator is made: tf.data takes any shuffling for chance and would then prepare each batch
+            # in one thread, when it is asked for. Our dataset keeps its order, and has random numbers by the example.
+            tf.config.experimental.enable_op_determinism()
 
         def one_step(iterator: Any) -> tuple[dict[str, Any], Any]:
             losses, records = strategy.run(trainer.step, args=(next(iterator),))

@@ -128,8 +128,8 @@ def train(
             chief alone where there is a cluster; parameter_server the workers of a cluster, each on batches of its own;
             multi_worker_mirrored all of its workers in step, each on its part of a batch.
         seed: Decides initial weights, order and augmentation of the images.
-        deterministic: The same seed gives the same model, bit for bit, on the same machine, for a run that was not
-            interrupted. Images are then prepared in one thread, so it is off by default where there is a GPU.
+        deterministic: The same seed gives the same model, bit for bit, on the same machine, also when the run was
+            stopped and gone on with. It costs time on a GPU, so it is off by default where there is one.
         overwrite: Remove what is in --model-dir if it was trained otherwise (other data or settings); without it that
             is an error. A run of the same settings is gone on with in either case.
         start_timeout_s: In a cluster: seconds to wait for the other members to come up.
