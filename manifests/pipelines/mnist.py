@@ -22,7 +22,7 @@ def mnist(  # noqa: PLR0917  (Pipelines calls it by position)
     epochs: int = 10,
     batch_size: int = 128,
     learning_rate: float = 0.001,
-    hidden: list = [256, 64],  # noqa: B006
+    hidden: list = [256, 64],  # noqa: B006  (as mirror)
     seed: int = 1,
     acceptable_accuracy: float = 0.95,
     serve: bool = True,

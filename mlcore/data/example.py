@@ -10,6 +10,8 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
+from mlcore.runtime.wire import varint
+
 Values = list[bytes] | list[float] | list[int]
 
 
@@ -80,7 +82,7 @@ class ExampleEncoder:
     def encode(self, values: Mapping[str, Iterable[Any]]) -> bytes:
         """A serialised tf.train.Example with these values; the same bytes for the same values."""
         body = self._serialise(values)
-        return b"\x0a" + _varint(len(body)) + body
+        return b"\x0a" + varint(len(body)) + body
 
     def encode_around(self, values: Mapping[str, Iterable[Any]], name: str, size: int) -> bytes:
         """The bytes to which a content is added to make a tf.train.Example with these values and `name: [content]`.
@@ -97,12 +99,12 @@ class ExampleEncoder:
         key = name.encode()
         # One more entry of the map: key (field 1) and Feature (2), in it BytesList (1), in it the value (1). The
         # entries have no order in the format, and each length counts all that follows up to the end of its message.
-        value_head = b"\x0a" + _varint(size)
-        list_head = b"\x0a" + _varint(len(value_head) + size)
-        feature_head = b"\x12" + _varint(len(list_head) + len(value_head) + size)
-        entry_body = b"\x0a" + _varint(len(key)) + key + feature_head + list_head + value_head
-        entry = b"\x0a" + _varint(len(entry_body) + size) + entry_body
-        return b"\x0a" + _varint(len(others) + len(entry) + size) + others + entry
+        value_head = b"\x0a" + varint(size)
+        list_head = b"\x0a" + varint(len(value_head) + size)
+        feature_head = b"\x12" + varint(len(list_head) + len(value_head) + size)
+        entry_body = b"\x0a" + varint(len(key)) + key + feature_head + list_head + value_head
+        entry = b"\x0a" + varint(len(entry_body) + size) + entry_body
+        return b"\x0a" + varint(len(others) + len(entry) + size) + others + entry
 
     def _serialise(self, values: Mapping[str, Iterable[Any]]) -> bytes:
         if values.keys() != self._values.keys():
@@ -121,15 +123,6 @@ def encode(
     """A serialised tf.train.Example with these features; the same bytes for the same values."""
     encoder = ExampleEncoder(bytes_lists=bytes_lists, float_lists=float_lists, int64_lists=int64_lists)
     return encoder.encode({**bytes_lists, **float_lists, **int64_lists})
-
-
-def _varint(number: int) -> bytes:
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
 
 
 def decode(data: bytes) -> dict[str, Values]:

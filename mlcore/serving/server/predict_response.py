@@ -12,6 +12,7 @@ from tensorflow.core.framework import tensor_pb2, types_pb2
 from tensorflow_serving.apis import model_pb2
 
 from mlcore.mnist.tensorflow import tf
+from mlcore.runtime.wire import varint
 from mlcore.serving.server.signature import Array
 
 # By `dtype.char`, as `str(dtype)` takes longer than all the rest of a small tensor.
@@ -37,7 +38,6 @@ FIELDS: dict[str, tuple[str, bytes]] = {
     )
 }  # fmt: skip
 _64_BITS = 2**64 - 1  # in which a negative number is written
-_BYTES = [bytes([number]) for number in range(128)]
 _FEW = 64  # values that are written here; more are quicker in protobuf's own code
 _FIRST, _SECOND = b"\x0a", b"\x12"  # tags of fields 1 and 2 with a length: key and value of a map's entry
 
@@ -90,7 +90,7 @@ def _few(kind: str, value: Array) -> bytes:
     tag = FIELDS[kind][1]
     if kind == "O":
         return b"".join([_field(tag, text) for text in value.flat])
-    return _field(tag, b"".join([_varint(number & _64_BITS) for number in value.ravel().tolist()]))
+    return _field(tag, b"".join([varint(number & _64_BITS) for number in value.ravel().tolist()]))
 
 
 def _entry(name: str, tensor: bytes) -> bytes:
@@ -115,15 +115,4 @@ def _set_shape(proto: tensor_pb2.TensorProto, shape: tuple[int, ...]) -> None:
 
 
 def _field(tag: bytes, content: bytes) -> bytes:
-    return tag + _varint(len(content)) + content
-
-
-def _varint(number: int) -> bytes:
-    if number < 128:
-        return _BYTES[number]
-    out = bytearray()
-    while number > 127:
-        out.append(number & 127 | 128)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
+    return tag + varint(len(content)) + content
