@@ -1,33 +1,24 @@
-"""`convert` on VOC: every rule on a small set, the real BCCD, and what happens when it is stopped."""
+"""`convert` on VOC: every rule on a small set, and the real BCCD."""
 
 import collections
-import csv
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
 import threading
-import time
-from pathlib import Path
 
 import pytest
 from PIL import Image
-from voc_sets import VocSet, annotation, box, encoded, jpeg
+from voc_sets import annotation, box, encoded, jpeg, names_in, rejects_of
 
 from mlcore.data.convert import convert
 from mlcore.data.example import decode
 from mlcore.data.irregularities import RULES
 from mlcore.data.records import RecordSet
 from mlcore.data.tfrecord import read_records
-from mlcore.runtime.errors import DataError, TransientError, UsageError
-
-
-@pytest.fixture
-def voc(tmp_path):
-    return VocSet(tmp_path / "raw")
+from mlcore.runtime.errors import DataError, UsageError
 
 
 @pytest.fixture(scope="session")
@@ -47,15 +38,6 @@ def records_of(folder):
         for shard in records.shards(split)
         for record in map(decode, read_records(shard))
     }
-
-
-def rejects_of(folder):
-    with (folder / "rejects.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def names_in(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 def content_of(folder):
@@ -408,93 +390,6 @@ def test_wrong_folders_are_told_in_one_line(voc, tmp_path):
         convert(data_dir=voc.root, output_dir=tmp_path / "out", shard_index=3, shard_count=3)
 
 
-def test_a_folder_above_the_data_set_is_enough(voc, tmp_path):
-    voc.fill(3)
-    deep = tmp_path / "extracted" / "VOCdevkit"
-    deep.mkdir(parents=True)
-    voc.root.rename(deep / "VOC2007")
-    assert convert(data_dir=tmp_path / "extracted", output_dir=tmp_path / "out").images == 3
-
-
-def flatten(voc, images, annotations):
-    """Move the files of a set in VOC's folders into others; "" is the set's own."""
-    for old, new in (("JPEGImages", images), ("Annotations", annotations)):
-        (voc.root / new).mkdir(exist_ok=True)
-        for file in (voc.root / old).iterdir():
-            file.rename(voc.root / new / file.name)
-        (voc.root / old).rmdir()
-    return voc
-
-
-@pytest.mark.parametrize(
-    ("images", "annotations", "listed"),
-    [
-        pytest.param("", "", False, id="XMLs beside the pictures"),
-        pytest.param("", "", True, id="XMLs beside the pictures, with lists"),
-        pytest.param("photos", "labels", True, id="folders by other names"),
-        pytest.param("photos", "annotations", False, id="one of them by its name"),
-        pytest.param("photos", "photos", False, id="all in one folder below"),
-    ],
-)
-def test_data_sets_as_annotation_tools_leave_them_give_the_same_records(voc, tmp_path, images, annotations, listed):
-    names = [f"good_{number:03}" for number in range(12)]
-    voc.fill(12)
-    if listed:
-        voc.lists(train=names[:8], val=names[8:10], test=names[10:])
-    expected = convert(data_dir=voc.root, output_dir=tmp_path / "expected")
-    flatten(voc, images, annotations)
-    (voc.root / annotations / "classes.txt").write_text("cat\n")
-    result = convert(data_dir=voc.root, output_dir=tmp_path / "records")
-    assert result.digest == expected.digest
-    assert (result.images, result.boxes) == (12, 12)
-    assert result.left_out == (1 if images == annotations else 0)  # classes.txt among the pictures is no picture
-
-
-def test_what_is_not_annotated_is_left_out_of_a_flat_set(voc, tmp_path):
-    flatten(voc.fill(3).add("bare", xml=""), "", "")
-    (voc.root / "lonely.xml").write_text(annotation(box()))
-    (voc.root / "pictures").mkdir()
-    result = convert(data_dir=voc.root, output_dir=tmp_path / "records", max_bad_fraction=0.3)
-    assert (result.images, result.left_out, result.rejected) == (3, 1, 1)
-    assert ("bare.jpg", "not-annotated") in {(row["file"], row["reason"]) for row in rejects_of(tmp_path / "records")}
-
-
-def test_named_folders_go_before_loose_files(voc, tmp_path):
-    voc.fill(3)
-    for number in range(2):
-        (voc.root / f"example_{number}.xml").write_text(annotation(box()))
-        (voc.root / f"example_{number}.jpg").write_bytes(jpeg(seed=number))
-    assert convert(data_dir=voc.root, output_dir=tmp_path / "records").images == 3
-    assert convert(data_dir=voc.root.parent, output_dir=tmp_path / "from above").images == 3
-
-
-@pytest.mark.parametrize(
-    "fill",
-    [
-        pytest.param(lambda root: None, id="no XML has the name of a picture"),
-        pytest.param(lambda root: (root / "c" / "x_0.jpg").write_bytes(jpeg()), id="two folders with pictures"),
-    ],
-)
-def test_loose_files_that_may_mean_several_things_are_refused(tmp_path, fill):
-    for name in "abc":
-        (tmp_path / "set" / name).mkdir(parents=True)
-    (tmp_path / "set" / "a" / "x_0.xml").write_text(annotation(box()))
-    (tmp_path / "set" / "b" / "y_0.jpg").write_bytes(jpeg())
-    if fill(tmp_path / "set") is not None:
-        (tmp_path / "set" / "b" / "x_0.jpg").write_bytes(jpeg())
-    with pytest.raises(UsageError, match=r"no data set in it; expected .*pictures with XMLs of the same names"):
-        convert(data_dir=tmp_path / "set", output_dir=tmp_path / "out")
-
-
-def test_flat_folders_side_by_side_are_several_data_sets(voc, tmp_path):
-    flatten(voc.fill(2), "one", "one")
-    (voc.root / "two").mkdir()
-    for file in (voc.root / "one").iterdir():
-        (voc.root / "two" / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(UsageError, match="2 data sets in it; name one of"):
-        convert(data_dir=voc.root, output_dir=tmp_path / "out")
-
-
 def test_readers_are_told_what_is_wrong_with_a_folder(voc, tmp_path):
     voc.fill(4)
     convert(data_dir=voc.root, output_dir=tmp_path / "out", val_fraction=0, test_fraction=0)
@@ -512,85 +407,6 @@ def test_readers_are_told_what_is_wrong_with_a_folder(voc, tmp_path):
     records.shards("train")[0].unlink()
     with pytest.raises(DataError, match="missing"):
         RecordSet.open(tmp_path / "out")
-
-
-def start(voc, tmp_path, *flags):
-    """A conversion that takes a while: every image is decoded."""
-    command = [sys.executable, "-m", "mlcore", "convert", f"--data-dir={voc.root}", f"--output-dir={tmp_path / 'out'}",
-               "--verify-images=true", "--workers=2", *flags]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 30
-    while not any(path.stat().st_size for path in tmp_path.glob(".out.partial-*/*.tfrecord-*")):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return process
-
-
-@pytest.fixture
-def long_set(voc):
-    picture = jpeg((1600, 1200), quality=95)
-    xml = annotation(box(), size=(1600, 1200))
-    for number in range(400):
-        name = f"large_{number:03}"
-        if number:
-            (voc.root / "JPEGImages" / f"{name}.jpg").hardlink_to(voc.root / "JPEGImages" / "large_000.jpg")
-            (voc.root / "Annotations" / f"{name}.xml").write_text(xml)
-        else:
-            voc.add(name, xml, picture)
-    return voc
-
-
-def children_of(process):
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")  # as is_running: small systems have no `ps`
-    return [int(pid) for pid in children.read_text().split()]
-
-
-def is_running(pid):
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["sigterm", "ctrl-c"])
-def test_a_stopped_conversion_leaves_nothing_behind(long_set, tmp_path, number):
-    process = start(long_set, tmp_path)
-    workers = children_of(process)
-    assert len(workers) == 2
-    stopped = time.monotonic()
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
-    assert time.monotonic() - stopped < 10
-    assert process.returncode == 128 + number
-    assert "Traceback" not in errors
-    assert names_in(tmp_path) == ["raw"]
-    assert not any(map(is_running, workers))
-
-
-def test_a_killed_worker_is_a_transient_failure_that_leaves_nothing_behind(long_set, tmp_path):
-    process = start(long_set, tmp_path)
-    os.kill(children_of(process)[0], signal.SIGKILL)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == TransientError.exit_code
-    assert "was killed by SIGKILL" in errors
-    assert "Traceback" not in errors
-    assert names_in(tmp_path) == ["raw"]
-
-
-def test_workers_of_a_killed_conversion_end_and_the_next_run_cleans_up(long_set, tmp_path):
-    process = start(long_set, tmp_path)
-    workers = children_of(process)
-    process.kill()
-    process.communicate()
-    deadline = time.monotonic() + 5
-    while any(map(is_running, workers)):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    assert not (tmp_path / "out").exists()
-    convert(data_dir=long_set.root, output_dir=tmp_path / "out")
-    assert names_in(tmp_path) == ["out", "raw"]
 
 
 def test_the_command_line_prints_the_counts(voc, tmp_path):

@@ -1,5 +1,6 @@
 """Small data sets in the layouts of Pascal VOC and Oxford-IIIT Pet, with real files."""
 
+import csv
 import io
 from pathlib import Path
 
@@ -66,3 +67,12 @@ class VocSet:
         for split, names in lists.items():
             (folder / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
         return self
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def rejects_of(folder):
+    with (folder / "rejects.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
