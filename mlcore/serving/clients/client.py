@@ -34,8 +34,8 @@ SERVING_DEFAULT = "serving_default"
 PORTS = {"tfs-grpc": 8500, "v1": 8080, "v2": 8080, "v2-grpc": 8081}
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
 _POLL_S = 0.25
-_ANYBODY = Access()
-_HERE = ("localhost", "127.0.0.1", "[::1]")
+_NO_INGRESS = Access()
+_LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 _ADDRESS = re.compile(r"(?:(?P<scheme>[a-z]+)://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^/:\s\[\]]+)(?::(?P<port>\d+))?/?")
 
 
@@ -89,10 +89,10 @@ class Server:
     host: str
     port: int
     secure: bool = False
-    access: Access = _ANYBODY
+    access: Access = _NO_INGRESS
 
     @classmethod
-    def parse(cls, text: str, protocol: str, flag: str = "--server", access: Access = _ANYBODY) -> Self:
+    def parse(cls, text: str, protocol: str, flag: str = "--server", access: Access = _NO_INGRESS) -> Self:
         """From host:port, host (then the port that `mlcore serve` has for the protocol), or an address with a scheme.
 
         Raises:
@@ -109,7 +109,7 @@ class Server:
             raise UsageError(f"{flag}={text}: port {port}; expected 1 to 65535")
         if access.authority is not None and not secure:
             raise UsageError(f"{flag}={text} is without TLS, so --ca-file has no use; expected https://...")
-        if access.token is not None and not secure and match["host"] not in _HERE:
+        if access.token is not None and not secure and match["host"] not in _LOCAL_HOSTS:
             log.warning(
                 "the token goes to %s:%d without TLS: whoever listens on the way can read it", match["host"], port
             )
