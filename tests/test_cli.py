@@ -180,7 +180,7 @@ def test_help_is_quick_and_loads_no_tensorflow(name):
         "print('seconds', time.process_time() - start)\n"
     )
     seconds = []
-    for _ in range(3):
+    for _ in range(10):  # the bound is for one quiet moment: the machine is slower at times
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         seconds.append(float(done.stdout.split()[-1]))
