@@ -146,14 +146,18 @@ class Png(NamedTuple):
         height: Lines.
         bits: Of a sample.
         colour: Colour type: 0 grey, 2 RGB, 3 palette, 4 and 6 with alpha.
+        interlaced: Whether its lines are stored in seven passes.
         orientation: Of its EXIF block, 1 to 8.
+        pixels: Where its compressed pixels are in the file, in order (IDAT).
     """
 
     width: int
     height: int
     bits: int
     colour: int
+    interlaced: bool
     orientation: int
+    pixels: list[slice]
 
 
 def read_png(data: bytes) -> Png:
@@ -163,6 +167,7 @@ def read_png(data: bytes) -> Png:
         ImageError: It is no PNG, damaged or cut off.
     """
     position, orientation, ihdr, ended = 8, 1, None, False
+    pixels: list[slice] = []
     view = memoryview(data)
     while position + 12 <= len(data):
         length = int.from_bytes(view[position : position + 4], "big")
@@ -172,7 +177,9 @@ def read_png(data: bytes) -> Png:
         body_end = position + 8 + length
         if zlib.crc32(view[position + 4 : body_end]) != int.from_bytes(view[body_end : body_end + 4], "big"):
             raise ImageError(f"PNG with a wrong checksum at byte {position}")
-        if kind == b"IHDR" and length == 13:
+        if kind == b"IDAT":
+            pixels.append(slice(position + 8, body_end))
+        elif kind == b"IHDR" and length == 13:
             ihdr = _IHDR.unpack_from(data, position + 8)
         elif kind == b"eXIf":
             orientation = exif_orientation(data[position + 8 : body_end])
@@ -184,8 +191,8 @@ def read_png(data: bytes) -> Png:
         raise ImageError("PNG without a header")
     if not ended:
         raise ImageError("PNG cut off")
-    width, height, bits, colour, _, _, _ = ihdr
-    return Png(width, height, bits, colour, orientation)
+    width, height, bits, colour, _, _, interlace = ihdr
+    return Png(width, height, bits, colour, interlace != 0, orientation, pixels)
 
 
 def _read_png(data: bytes) -> Header:

@@ -7,13 +7,13 @@ of it, as official.vision's mask targets need (from a 1-bit grey PNG it makes 0 
 
 import struct
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from isal import isal_zlib
+from isal import igzip_lib, isal_zlib
 
 from mlcore.data.boxes import Box
-from mlcore.data.images import ImageError, decode, read_png
+from mlcore.data.images import MAX_PIXELS, ImageError, Png, decode, read_png
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,10 +22,42 @@ BACKGROUND = 2  # 1 is the pet, 3 its border, which counts as pet
 
 _LEVEL = 1
 _PALETTE = b"\0\0\0\1\1\1"
+_STORED_BYTES = 65_535  # of one stored block of deflate
 
 
-def read_trimap(data: bytes) -> "NDArray[np.bool_]":
-    """What is not background in a trimap, of shape (height, width).
+class Mask(NamedTuple):
+    """Which pixels an object has.
+
+    Attributes:
+        width: Pixels of a line.
+        lines: One bit for each pixel, the leftmost first, shape (height, 1 + bytes of a line). Byte 0 of a line is 0:
+            so lines are stored in a PNG, where it is the line's filter, none.
+    """
+
+    width: int
+    lines: "NDArray[np.uint8]"
+
+    @property
+    def height(self) -> int:
+        """Number of lines."""
+        return len(self.lines)
+
+
+def pack_mask(pixels: "NDArray[np.bool_]") -> Mask:
+    """A mask from one truth value for each pixel, shape (height, width)."""
+    return _pack(pixels, False)
+
+
+def _pack(pixels: "NDArray[np.generic]", background: int) -> Mask:
+    """What is not background. Whole bytes are packed in a third of the time that numpy takes line by line."""
+    height, width = pixels.shape
+    whole = np.zeros((height, 8 + -(-width // 8) * 8), np.bool_)
+    np.not_equal(pixels, background, out=whole[:, 8 : 8 + width])
+    return Mask(width, np.packbits(whole).reshape(height, -1))
+
+
+def read_trimap(data: bytes) -> Mask:
+    """What is not background in a trimap.
 
     Raises:
         ImageError: It cannot be decoded, or its pixels are no single numbers.
@@ -35,30 +67,58 @@ def read_trimap(data: bytes) -> "NDArray[np.bool_]":
         raise ImageError(
             f"pixels of PNG colour type {png.colour} with {png.bits} bits; expected grey of 8, or a palette"
         )
-    return np.asarray(decode(data, ("PNG",))) != BACKGROUND
+    pixels = _decode_plain(data, png) if png.bits == 8 and not png.interlaced else None
+    return _pack(np.asarray(decode(data, ("PNG",))) if pixels is None else pixels, BACKGROUND)
 
 
-def bounding_box(mask: "NDArray[np.bool_]") -> tuple[Box | None, float]:
+def _decode_plain(data: bytes, png: Png) -> "NDArray[np.uint8] | None":
+    """The pixels of a PNG of one byte a pixel that is not interlaced, shape (height, width); None where Pillow has to
+    say what is wrong with it.
+
+    Pillow has zlib inflate line by line, which is slow. Here isal inflates the whole, and Pillow gets it in stored
+    blocks (RFC 1951, section 3.2.4), to undo the filters of the lines: four fifths of the time.
+    """
+    from PIL import Image
+
+    size = png.height * (1 + png.width)
+    if not 0 < size <= MAX_PIXELS:
+        return None
+    packed = b"".join(data[part] for part in png.pixels)
+    try:
+        raw = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_ZLIB).decompress(packed, size + 1)
+        if len(raw) != size:
+            return None
+        view = memoryview(raw)
+        parts: list[bytes | memoryview] = [b"\x78\x01"]
+        for start in range(0, size, _STORED_BYTES):
+            block = view[start : start + _STORED_BYTES]
+            last = start + _STORED_BYTES >= size
+            parts += (struct.pack("<BHH", last, len(block), len(block) ^ 0xFFFF), block)
+        parts.append(packed[-4:])  # the checksum of the pixels ends the stream
+        return np.asarray(Image.frombytes("L", (png.width, png.height), b"".join(parts), "zip", "L"))
+    except (igzip_lib.IsalError, ValueError):  # type: ignore[misc]  # the stub says an instance
+        return None
+
+
+def bounding_box(mask: Mask) -> tuple[Box | None, float]:
     """The tightest box around a mask, in pixel edges, and the mask's area in pixels; no box where it is empty."""
-    columns = np.flatnonzero(mask.any(axis=0))
+    bits = mask.lines[:, 1:]
+    columns = np.flatnonzero(np.unpackbits(np.bitwise_or.reduce(bits, axis=0)))
     if not len(columns):
         return None, 0.0
-    rows = np.flatnonzero(mask.any(axis=1))
+    rows = np.flatnonzero(mask.lines.any(axis=1))
     box = Box(float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
-    return box, float(np.count_nonzero(mask))
+    return box, float(np.bitwise_count(mask.lines).sum(dtype=np.int64))
 
 
-def encode_mask(mask: "NDArray[np.bool_]") -> bytes:
-    """A mask of shape (height, width) as a PNG whose pixels are 0 and 1."""
-    height, width = mask.shape
-    lines = np.zeros((height, 1 + (width + 7) // 8), np.uint8)  # byte 0 of a line is its filter: none
-    lines[:, 1:] = np.packbits(mask, axis=1)
-    header = struct.pack(">IIBBBBB", width, height, 1, 3, 0, 0, 0)
+def encode_mask(mask: Mask) -> bytes:
+    """A mask as a PNG whose pixels are 0 and 1."""
+    header = struct.pack(">IIBBBBB", mask.width, mask.height, 1, 3, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         (
             _chunk(b"IHDR", header),
             _chunk(b"PLTE", _PALETTE),
-            _chunk(b"IDAT", isal_zlib.compress(lines, _LEVEL)),
+            _chunk(b"IDAT", isal_zlib.compress(mask.lines, _LEVEL)),
             _chunk(b"IEND", b""),
         )
     )

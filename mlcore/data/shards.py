@@ -299,23 +299,23 @@ class Converter:
                 raise LeftOut
         raw, raw_header = self._image(item)
         try:
-            foreground = masks.read_trimap(self._read(item.annotation))
+            mask = masks.read_trimap(self._read(item.annotation))
         except OSError as error:
             raise Rejected("trimap-unreadable", f"cannot be read ({error.strerror})", item.annotation) from error
         except ImageError as error:
             raise Rejected("trimap-unreadable", str(error), item.annotation) from error
-        data, header = self._final_image(item, raw, raw_header, (foreground.shape[1], foreground.shape[0]))
-        if foreground.shape != (header.height, header.width):
-            detail = f"{foreground.shape[1]}x{foreground.shape[0]}, the image is {header.width}x{header.height}"
+        data, header = self._final_image(item, raw, raw_header, (mask.width, mask.height))
+        if (mask.width, mask.height) != (header.width, header.height):
+            detail = f"{mask.width}x{mask.height}, the image is {header.width}x{header.height}"
             raise Rejected("trimap-size", detail, item.annotation)
         self._note_file(item, raw_header)
         if item.label not in self._decisions.class_ids:
             return data, header, [], 0
-        box, area = masks.bounding_box(foreground)
+        box, area = masks.bounding_box(mask)
         if box is None:
             raise Rejected("trimap-empty", "", item.annotation)
         self._result.boxes_dropped -= 1
-        return data, header, [Labelled(item.label, box, area, mask=masks.encode_mask(foreground))], 0
+        return data, header, [Labelled(item.label, box, area, mask=masks.encode_mask(mask))], 0
 
     def _encode(self, item: Item, data: bytes, header: Header, labelled: list[Labelled], key: bytes) -> bytes:
         width, height = header.width, header.height

@@ -21,6 +21,7 @@ _HEADER = struct.Struct("<QI")
 _LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
 _FLUSH_BYTES = 1 << 20
+_READ_BYTES = 128 << 10  # a picture or two: who wants the first records of a file need not wait for more
 _FLUSH_BUFFERS = 900  # the kernel takes 1,024 buffers in one call
 MAX_RECORD_BYTES = 1 << 31  # what a protobuf message can hold
 
@@ -109,7 +110,7 @@ def read_records(path: Path | str) -> Iterator[bytes]:
         DataError: The file ends within a record, or a checksum is wrong.
     """
     path = Path(path)
-    with path.open("rb", buffering=1 << 20) as file:
+    with path.open("rb", buffering=_READ_BYTES) as file:
         number, offset = 0, 0
         while header := file.read(_HEADER.size):
             where = f"{path}: record {number} at byte {offset}"

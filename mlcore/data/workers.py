@@ -5,7 +5,6 @@ read or sent again in the second. `concurrent.futures` has no such affinity, and
 """
 
 import ctypes
-import multiprocessing
 import os
 import signal
 import sys
@@ -13,11 +12,13 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection, wait
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from mlcore.runtime.errors import MlcoreError, TransientError
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 _PR_SET_PDEATHSIG = 1
 _END_TIMEOUT_S = 3.0
@@ -41,6 +42,8 @@ class Workers:
 
     def __enter__(self) -> Self:
         if self.count > 1:
+            import multiprocessing  # late: one process needs none of it
+
             # A fork is faster by the start of an interpreter, but copies locks that other threads may hold.
             safe = threading.active_count() == 1 and "tensorflow" not in sys.modules
             context = multiprocessing.get_context("fork" if safe and sys.platform == "linux" else "spawn")
@@ -83,6 +86,8 @@ class Workers:
             for index, task in enumerate(tasks):
                 yield index, getattr(self._local, method)(*task, progress)
             return
+        from multiprocessing.connection import Connection, wait
+
         waiting: list[deque[int]] = [deque(range(worker, len(tasks), self.count)) for worker in range(self.count)]
         busy: dict[Connection, int] = {}
 
@@ -122,7 +127,7 @@ class Workers:
         return TransientError(f"worker process {process.pid} {how}; is there enough memory for --workers={self.count}?")
 
 
-def _serve(connection: Connection, make_handler: Callable[[], Any], parent: int) -> None:
+def _serve(connection: "Connection", make_handler: Callable[[], Any], parent: int) -> None:
     """Main loop of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent ends us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

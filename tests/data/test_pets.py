@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import struct
 import zlib
 
@@ -14,7 +15,7 @@ from mlcore.data.boxes import Box
 from mlcore.data.convert import convert
 from mlcore.data.example import decode
 from mlcore.data.images import ImageError
-from mlcore.data.masks import bounding_box, encode_mask, read_trimap
+from mlcore.data.masks import bounding_box, encode_mask, pack_mask, read_trimap
 from mlcore.data.pets import class_of
 from mlcore.data.records import RecordSet
 from mlcore.data.tfrecord import read_records
@@ -175,16 +176,16 @@ def test_the_class_is_the_name_without_its_number(name, breed):
 def test_a_mask_is_a_png_of_zeros_and_ones(size):
     mask = np.random.default_rng(3).random(size[::-1]) < 0.5
     mask[0, 0] = True
-    image = Image.open(io.BytesIO(encode_mask(mask)))
+    image = Image.open(io.BytesIO(encode_mask(pack_mask(mask))))
     assert image.size == size
     assert np.array_equal(np.asarray(image), mask)
 
 
 def test_the_box_of_a_mask_is_tight():
     mask = np.zeros((10, 20), bool)
-    assert bounding_box(mask) == (None, 0)
+    assert bounding_box(pack_mask(mask)) == (None, 0)
     mask[3, 4] = mask[7, 12] = True
-    assert bounding_box(mask) == (Box(4, 3, 13, 8), 2)
+    assert bounding_box(pack_mask(mask)) == (Box(4, 3, 13, 8), 2)
 
 
 def png_of(mode, **options):
@@ -201,7 +202,12 @@ def png_of(mode, **options):
     ("mode", "options"), [("L", {}), ("L", {"compress_level": 0}), ("P", {}), ("P", {"bits": 4}), ("P", {"bits": 2})]
 )
 def test_a_trimap_is_read_by_its_numbers(mode, options):
-    assert np.array_equal(read_trimap(png_of(mode, **options)), trimap(3) != 2)
+    assert same_mask(read_trimap(png_of(mode, **options)), trimap(3) != 2)
+
+
+def same_mask(mask, expected):
+    packed = pack_mask(expected)
+    return mask.width == packed.width and np.array_equal(mask.lines, packed.lines)
 
 
 def test_an_interlaced_trimap_is_read():
@@ -216,7 +222,35 @@ def test_an_interlaced_trimap_is_read():
         (b"IDAT", zlib.compress(lines)),
         (b"IEND", b""),
     ]
-    assert np.array_equal(read_trimap(png_from(chunks)), numbers != 2)
+    assert same_mask(read_trimap(png_from(chunks)), numbers != 2)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("size", [(1, 1), (7, 3), (8, 8), (301, 450)])
+def test_lines_of_every_filter_are_read(size, parts):
+    width, height = size
+    generator = np.random.default_rng(5)
+    filtered = generator.integers(0, 256, (height, 1 + width), dtype=np.uint8)
+    filtered[:, 0] = generator.integers(0, 5, height)
+    packed = zlib.compress(filtered.tobytes())
+    cuts = [len(packed) * part // parts for part in range(parts + 1)]
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    pixels = [(b"IDAT", packed[start:end]) for start, end in itertools.pairwise(cuts)]
+    png = png_from([(b"IHDR", header), *pixels, (b"IEND", b"")])
+    assert same_mask(read_trimap(png), np.asarray(Image.open(io.BytesIO(png))) != 2)
+
+
+def test_bytes_after_the_last_line_do_not_matter():
+    header = struct.pack(">IIBBBBB", 64, 48, 8, 0, 0, 0, 0)
+    body = zlib.compress(bytes(65 * 48) + bytes(1 << 24))
+    assert read_trimap(png_from([(b"IHDR", header), (b"IDAT", body), (b"IEND", b"")])).lines.any()
+
+
+def test_a_trimap_of_more_than_one_stored_block_is_read():
+    numbers = np.random.default_rng(1).integers(1, 4, (400, 500), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(numbers).save(file, "PNG")
+    assert same_mask(read_trimap(file.getvalue()), numbers != 2)
 
 
 def png_from(chunks):
@@ -245,7 +279,15 @@ def test_a_damaged_trimap_is_refused(damage, words):
         read_trimap(damage(png_of("L")))
 
 
-@pytest.mark.parametrize("body", [b"", b"no deflate", zlib.compress(b"\0" * 50), zlib.compress(b"\7" * 49 * 64)])
+WHOLE = zlib.compress(bytes(65 * 48))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"no deflate", WHOLE[:-5], WHOLE[:-4] + b"sums", zlib.compress(b"\0" * 50), zlib.compress(b"\7" * 65 * 48),
+    ],
+)  # fmt: skip
 def test_a_trimap_with_sound_checksums_and_wrong_pixels_is_refused(body):
     header = struct.pack(">IIBBBBB", 64, 48, 8, 0, 0, 0, 0)
     with pytest.raises(ImageError, match="cannot be decoded"):
