@@ -1,14 +1,14 @@
 """`mlcore serve` against calling the SavedModel in-process, against itself without batches, and against kserve alone.
 
-    python benchmarks/serving.py [--detector=exports/pets] [--rounds=3] [--seconds=2] [--clients=32]
+    python benchmarks/serving.py [--detector=exports/pets] [--rounds=3] [--seconds=2] [--clients=32] [--threads=1]
 
 In one run, all on this machine: the p50 of a MNIST request (TensorFlow Serving's gRPC) and of a detection request (a
 JPEG over the same) beside the p50 of the call in-process; the throughput of 32 clients, each with one picture at a
 time, of the server as it is, of the server with --max-batch-size=1, and of kserve's ModelServer with the same
 SavedModel called for each request, over V1 REST as its examples do; the bytes of a picture as JPEG and as JSON.
 For each protocol, too: CPU time of server and clients for a request. The server counts what it answered, and that must
-be what the clients got. The MNIST model has the trained one's shape and random weights. Without --detector the
-detection part is left out.
+be what the clients got. Both MNIST servers have --threads=1, which suits so small a model. The MNIST model has the
+trained one's shape and random weights. Without --detector the detection part is left out.
 """
 
 import argparse
@@ -218,6 +218,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=1, help="flag of both MNIST servers")
     parser.add_argument("--kserve-alone", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.kserve_alone:
@@ -261,9 +262,10 @@ def mnist(base: Path, options: argparse.Namespace, note: Callable[..., None]) ->
     content = request("mnist", "imgs", imgs)
     ways = protocols(imgs)
     inside = InProcess(base / "1", "serving_default")
+    threads = f"--threads={options.threads}"
     with (
-        ours("mnist", base) as batched,
-        ours("mnist", base, "--max-batch-size=1") as unbatched,
+        ours("mnist", base, threads) as batched,
+        ours("mnist", base, threads, "--max-batch-size=1") as unbatched,
         Server(__file__, "--kserve-alone", base, free_port()) as kserve,
     ):
         wait_for(kserve.ports[0])

@@ -96,7 +96,8 @@ def serve(
         max_queue: Most examples that wait; requests beyond are refused with 429 or RESOURCE_EXHAUSTED.
         max_in_flight_mb: Most megabytes of inputs that wait or run; requests beyond are refused in the same way.
         batch_workers: Batches that run at once.
-        threads: Threads of one operation; 0: as many as there are cores.
+        threads: Threads of one operation; 0: as many as there are cores. A model whose call takes less than a
+            millisecond answers a tenth more requests with 1.
         max_request_mb: Most megabytes of a request; a larger one is refused with 413 or RESOURCE_EXHAUSTED.
         request_timeout_s: Most time of a request; then 504 or DEADLINE_EXCEEDED.
         drain_timeout_s: At a stop: most time to answer what was accepted.

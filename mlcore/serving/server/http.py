@@ -1,11 +1,9 @@
-"""What the REST interfaces share: request ids, versions in paths, errors as JSON, a short way in, a bound on bodies."""
+"""What the REST interfaces share: request ids, versions in paths, answers, errors as JSON, a bound on bodies."""
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Protocol
 
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -16,7 +14,7 @@ JSON = "application/json"
 REQUEST_ID = "x-request-id"
 VERSION = "x-model-version"
 _REQUEST_ID, _VERSION = REQUEST_ID.encode(), VERSION.encode()
-_LARGE = 64 * 1024  # bytes of tensors or JSON that take long enough for a thread to pay
+LARGE = 64 * 1024  # bytes of tensors or JSON that take long enough for a thread to pay
 
 
 class Lookup(Protocol):
@@ -26,16 +24,12 @@ class Lookup(Protocol):
 
 
 class HttpRequest(Protocol):
-    """What a handler asks of a request: Starlette's, or a `Post`."""
+    """What is asked of a request's head: Starlette's, or a `Post`."""
 
     @property
     def headers(self) -> "Lookup": ...
     @property
     def path_params(self) -> Mapping[str, Any]: ...
-    async def body(self) -> bytes: ...
-
-
-Handler = Callable[[HttpRequest], Awaitable[ASGIApp]]
 
 
 def request_id(http: HttpRequest) -> str | None:
@@ -59,38 +53,33 @@ def version_number(http: HttpRequest) -> int | None:
 
 
 class Answer:
-    """An answer to a prediction: what Starlette's Response does, for a third of its time.
+    """An answer to a prediction: what Starlette's Response is, made in a third of its time.
 
     Args:
-        content: The body.
+        body: The content.
         media_type: Its type.
         request_id: Whose answer it is.
         version: The version that gave it.
         more: Further headers, names in small letters.
     """
 
-    __slots__ = ("content", "headers")
+    __slots__ = ("body", "raw_headers")
+    status_code = 200
 
     def __init__(
-        self, content: bytes, media_type: bytes, request_id: str, version: int, *more: tuple[bytes, bytes]
+        self, body: bytes, media_type: bytes, request_id: str, version: int, *more: tuple[bytes, bytes]
     ) -> None:
-        self.content = content
-        self.headers = [
-            (b"content-length", b"%d" % len(content)), (b"content-type", media_type),
+        self.body = body
+        self.raw_headers = [
+            (b"content-length", b"%d" % len(body)), (b"content-type", media_type),
             (_REQUEST_ID, request_id.encode("latin-1")), (_VERSION, b"%d" % version), *more,
         ]  # fmt: skip
-
-    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.headers})
-        await send({"type": "http.response.body", "body": self.content})
 
 
 def error_response(error: Exception, with_id: str | None = None) -> Response:
     """An error as {"error": "..."}."""
     if isinstance(error, RequestError):
         code, message = error.code, str(error)
-    elif isinstance(error, ClientDisconnect):
-        code, message = Code.CANCELLED, "the client is gone"
     else:  # logged where it was counted
         code, message = Code.INTERNAL, "internal error; the server's log has more"
     headers = {REQUEST_ID: with_id} if with_id else {}
@@ -100,8 +89,8 @@ def error_response(error: Exception, with_id: str | None = None) -> Response:
 
 
 async def in_thread(size: int, function: Any, *arguments: Any) -> Any:
-    """Call a function that works on `size` bytes; in a thread where other requests would wait for it."""
-    if size < _LARGE:
+    """Call a function that works on `size` bytes; in a thread from `LARGE` on, as other requests would wait for it."""
+    if size < LARGE:
         return function(*arguments)
     return await asyncio.to_thread(function, *arguments)
 
@@ -130,75 +119,51 @@ class Post:
     """A prediction that came by POST.
 
     Args:
-        scope, receive: Of ASGI.
+        headers: Its headers, names in small letters.
         path_params: The parts of its path.
-        max_bytes: Most bytes of its body.
+        body: Its content.
     """
 
-    __slots__ = ("_max_bytes", "_receive", "headers", "path_params")
+    __slots__ = ("body", "headers", "path_params")
 
-    def __init__(self, scope: Scope, receive: Receive, path_params: Mapping[str, Any], max_bytes: int) -> None:
-        self.headers = Headers(scope["headers"])
+    def __init__(self, headers: list[tuple[bytes, bytes]], path_params: Mapping[str, Any], body: bytes) -> None:
+        self.headers = Headers(headers)
         self.path_params = path_params
-        self._receive = receive
-        self._max_bytes = max_bytes
-
-    async def body(self) -> bytes:
-        """Its content.
-
-        Raises:
-            RequestError: It is too large.
-            ClientDisconnect: The client went away in the middle of it.
-        """
-        parts: list[bytes] = []
-        read = 0
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnect
-            parts.append(message.get("body", b""))
-            read += len(parts[-1])
-            if read > self._max_bytes:
-                raise _too_large(self._max_bytes)
-            if not message.get("more_body", False):
-                return parts[0] if len(parts) == 1 else b"".join(parts)
+        self.body = body
 
 
-class Front:
-    """What a request meets first: a bound on bodies, and for predictions a short way to their handlers.
+Predict = Callable[[Post], Awaitable[Answer | Response]]
 
-    A body above the bound is refused with 413, before it is read where its length is given. The application's own way,
-    through middlewares, routers and exit stacks, costs a prediction more than all else that happens to it here.
 
-    Args:
-        app: The application, for all the rest.
-        predictions: Pattern of the whole path, with groups for its parts -> what answers a POST to it.
-        max_bytes: Most bytes of a body.
-    """
+def is_too_large(headers: list[tuple[bytes, bytes]], max_bytes: int) -> bool:
+    """Whether a request says that its body is above the bound."""
+    for name, value in headers:
+        if name == b"content-length":
+            return value.isdigit() and int(value) > max_bytes
+    return False
 
-    def __init__(self, app: ASGIApp, predictions: Mapping[str, Handler], max_bytes: int) -> None:
+
+def too_large(max_bytes: int) -> RequestError:
+    """What it is refused with."""
+    return RequestError(f"the request is larger than {max_bytes} bytes", Code.TOO_LARGE)
+
+
+class Bounded:
+    """An application whose requests have a bound on their bodies: 413, before one is read where its length is given."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self.app = app
         self.max_bytes = max_bytes
-        self._predictions = [(re.compile(pattern), handler) for pattern, handler in predictions.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        for name, value in scope["headers"]:
-            if name == b"content-length" and value.isdigit() and int(value) > self.max_bytes:
-                response = error_response(_too_large(self.max_bytes))
+        if scope["type"] == "http":
+            if is_too_large(scope["headers"], self.max_bytes):
+                response = error_response(too_large(self.max_bytes))
                 response.headers["connection"] = "close"  # its body is not read
                 await response(scope, receive, send)
                 return
-        if scope["method"] == "POST":
-            for pattern, handler in self._predictions:
-                match = pattern.fullmatch(scope["path"])
-                if match:
-                    answer = await handler(Post(scope, receive, match.groupdict(), self.max_bytes))
-                    await answer(scope, receive, send)
-                    return
-        await self.app(scope, self._bounded(receive), send)
+            receive = self._bounded(receive)
+        await self.app(scope, receive, send)
 
     def _bounded(self, receive: Receive) -> Receive:
         read = 0
@@ -208,11 +173,7 @@ class Front:
             message: Message = await receive()
             read += len(message.get("body", b""))
             if read > self.max_bytes:
-                raise _too_large(self.max_bytes)
+                raise too_large(self.max_bytes)
             return message
 
         return bounded
-
-
-def _too_large(max_bytes: int) -> RequestError:
-    return RequestError(f"the request is larger than {max_bytes} bytes", Code.TOO_LARGE)

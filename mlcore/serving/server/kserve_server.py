@@ -6,6 +6,7 @@ request ids, a bound on bodies, errors that name the field and leave no tracebac
 
 import asyncio
 import contextlib
+import functools
 import logging
 import socket
 import sys
@@ -41,7 +42,8 @@ with _no_arguments():
 from mlcore.serving.server.errors import Code, RequestError  # noqa: E402 kserve must not see our command line
 from mlcore.serving.server.grpc_common import health_handler  # noqa: E402
 from mlcore.serving.server.grpc_v2 import REPOSITORY, Servicer  # noqa: E402
-from mlcore.serving.server.http import Front, error_response  # noqa: E402
+from mlcore.serving.server.http import Bounded, error_response  # noqa: E402
+from mlcore.serving.server.http_protocol import Predictions, Protocol  # noqa: E402
 from mlcore.serving.server.rest_v1 import V1  # noqa: E402
 from mlcore.serving.server.rest_v2 import V2  # noqa: E402
 from mlcore.serving.server.service import Service  # noqa: E402
@@ -127,10 +129,11 @@ class _Rest(RESTServer):  # type: ignore[misc]
         app.user_middleware.clear()
 
     def create_application(self) -> None:
-        """Kserve's application, with our short way for predictions before it."""
+        """Kserve's application, with a bound on bodies, and our short way for predictions beside it."""
         super().create_application()
-        predictions = {**self.v1.predictions(), **self.v2.predictions()}
-        self.config.app = Front(kserve.model_server.app, predictions, self.max_bytes)
+        self.config.app = Bounded(kserve.model_server.app, self.max_bytes)
+        predictions = Predictions({**self.v1.predictions(), **self.v2.predictions()}, self.max_bytes)
+        self.config.http = functools.partial(Protocol, predictions)
 
     async def serve(self, listener: socket.socket) -> None:
         """Answer until `stop`."""

@@ -7,15 +7,15 @@ GET  /v1/models/<name>[/versions/<n>]/metadata    signatures
 
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
 
 from mlcore.serving.server import json_tensors
 from mlcore.serving.server.errors import Code, RequestError
 from mlcore.serving.server.http import (
     JSON,
     Answer,
-    Handler,
     HttpRequest,
+    Post,
+    Predict,
     error_response,
     in_thread,
     request_id,
@@ -34,7 +34,7 @@ class V1:
     def __init__(self, service: Service) -> None:
         self.service = service
 
-    def predictions(self) -> dict[str, Handler]:
+    def predictions(self) -> dict[str, Predict]:
         """Pattern of the path of predictions -> what answers them."""
         return {r"/v1/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?:predict": self.predict}
 
@@ -48,14 +48,14 @@ class V1:
             ]
         return found
 
-    async def predict(self, http: HttpRequest) -> ASGIApp:
+    async def predict(self, http: Post) -> Answer | Response:
         """Answer a prediction."""
         with_id = request_id(http)
         try:
             with self.service.request(PROTOCOL, with_id) as request:
                 with_id = request.id
                 version = request.choose(http.path_params["name"], version_number(http))
-                body = await http.body()
+                body = http.body
                 content = await in_thread(len(body), json_tensors.loads, body)
                 name, form = json_tensors.read_request(content)
                 signature = request.signature(name)

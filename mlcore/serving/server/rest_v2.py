@@ -14,15 +14,16 @@ import orjson
 from kserve.constants.constants import INFERENCE_CONTENT_LENGTH_HEADER
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
 
 from mlcore.serving.server import json_tensors, v2_tensors
 from mlcore.serving.server.errors import Code, RequestError
 from mlcore.serving.server.http import (
     JSON,
+    LARGE,
     Answer,
-    Handler,
     HttpRequest,
+    Post,
+    Predict,
     error_response,
     in_thread,
     request_id,
@@ -47,7 +48,7 @@ class V2:
         self.service = service
         self._heads: dict[bytes, Head] = {}
 
-    def predictions(self) -> dict[str, Handler]:
+    def predictions(self) -> dict[str, Predict]:
         """Pattern of the path of predictions -> what answers them."""
         return {r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?/infer": self.infer}
 
@@ -61,20 +62,20 @@ class V2:
             ]
         return found
 
-    async def infer(self, http: HttpRequest) -> ASGIApp:
+    async def infer(self, http: Post) -> Answer | Response:
         """Answer a prediction."""
         with_id = request_id(http)
         try:
             with self.service.request(PROTOCOL, with_id) as request:
                 with_id = request.id
-                body = await http.body()
-                text, binary = _split(body, http.headers.get(_JSON_LENGTH))
+                text, binary = _split(http.body, http.headers.get(_JSON_LENGTH))
                 head = self._heads.get(text) or await self._read(text)
                 if head.id and not request_id(http):
                     with_id = request.rename(head.id)
                 version = request.choose(http.path_params["name"], version_number(http))
                 plan = head.plan(request.signature(head.parameters.get(SIGNATURE)))
-                inputs = await in_thread(len(body), plan.decode, binary)
+                small = len(http.body) < LARGE  # without `in_thread`, whose call takes as long as the decoding
+                inputs = plan.decode(binary) if small else await in_thread(len(http.body), plan.decode, binary)
                 outputs = await request.run(plan.signature, inputs)
                 size = sum([value.nbytes for value in outputs.values()])
                 answer = {
@@ -82,7 +83,8 @@ class V2:
                     "model_version": str(version.number),
                     "id": head.id or request.id,
                 }
-                answered, json_length = await in_thread(size, _encode, answer, outputs, plan.wanted)
+                encode = functools.partial(_encode, answer, outputs, plan.wanted)
+                answered, json_length = encode() if size < LARGE else await in_thread(size, encode)
                 if json_length is None:
                     return Answer(answered, _JSON, request.id, version.number)
                 length_header = (_JSON_LENGTH.encode(), b"%d" % json_length)
