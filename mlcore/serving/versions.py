@@ -20,6 +20,7 @@ from mlcore.runtime.errors import DataError, TransientError, UsageError
 from mlcore.runtime.outputs import fsync_directory, read_success
 from mlcore.runtime.parameters import Positional, Range, step
 from mlcore.runtime.progress import format_amount, format_duration
+from mlcore.serving.clients.access import Access
 from mlcore.serving.version_directory import (
     RETIRED,
     SAVED_MODEL,
@@ -87,6 +88,9 @@ def versions(
     server: tuple[str, ...] = (),
     protocol: Literal["tfs-grpc", "v1", "v2", "v2-grpc"] = "tfs-grpc",
     model_name: str | None = None,
+    host_header: str | None = None,
+    token_file: Path | None = None,
+    ca_file: Path | None = None,
     deadline_s: Annotated[float, Range(min=0.1)] = 5.0,
 ) -> VersionsResult:
     """List the versions of a model and choose the one that is served.
@@ -104,6 +108,10 @@ def versions(
         server: host:port of a server to ask which versions it has; prune removes none of them.
         protocol: How the servers speak.
         model_name: Name of the model on the servers. Default: the name of the directory.
+        host_header: Host to ask the servers for, where an ingress routes by it: that of the service's URL.
+        token_file: File with a bearer token for the servers, such as a service account's. Default: the environment
+            variable MLCORE_SERVER_TOKEN, if it is set.
+        ca_file: PEM certificates of the authorities to trust with https://. Default: the system's.
         deadline_s: Longest time that a server is asked, in seconds.
 
     Returns:
@@ -125,7 +133,8 @@ def versions(
     _check_twice(models_dir)
     name = model_name or models_dir.resolve().name
     # Before anything is removed: what a server still has stays.
-    held = _served(server, protocol, name, deadline_s, must_answer=action == "prune")
+    access = Access.read(host_header, token_file, ca_file)
+    held = _served(server, protocol, name, access, deadline_s, must_answer=action == "prune")
     removed: tuple[int, ...] = ()
     try:
         if action == "promote":
@@ -290,7 +299,7 @@ def _numbers(metrics: Any, prefix: str = "") -> dict[str, float]:
 
 
 def _served(
-    servers: tuple[str, ...], protocol: Any, model_name: str, deadline_s: float, *, must_answer: bool
+    servers: tuple[str, ...], protocol: Any, model_name: str, access: Access, deadline_s: float, *, must_answer: bool
 ) -> dict[str, dict[int, str]]:
     """Server -> version -> state; a server that does not answer is named in a warning, or an error if it must."""
     if not servers:
@@ -299,7 +308,7 @@ def _served(
 
     held: dict[str, dict[int, str]] = {}
     for server in servers:
-        with connect(server, protocol, model_name, deadline_s=deadline_s) as client:
+        with connect(server, protocol, model_name, deadline_s=deadline_s, access=access) as client:
             try:
                 states = client.versions()
                 if client.protocol in ("tfs-grpc", "v1") and any(state in READY_STATES for state in states.values()):

@@ -23,7 +23,7 @@ class TfServing:
     Attributes:
         port: Where it listens.
         requests: Each Predict request that came.
-        authorizations: What each of them gave as authorization.
+        authorizations: What each request of any kind gave as authorization.
         busy: How many of the next Predict requests are answered with the status busy_with.
         delay_s: How long each of them takes at least.
         most: Most of them at the same time.
@@ -119,6 +119,7 @@ class TfServing:
         from tensorflow.core.protobuf import saved_model_pb2
         from tensorflow_serving.apis import get_model_metadata_pb2
 
+        self.authorizations.append(dict(context.invocation_metadata()).get("authorization"))
         number, _ = self._model(request.model_spec, context)
         directory = self.directories[request.model_spec.name] / str(number)
         saved = saved_model_pb2.SavedModel.FromString((directory / "saved_model.pb").read_bytes())
@@ -134,6 +135,7 @@ class TfServing:
     def GetModelStatus(self, request, context):
         from tensorflow_serving.apis import get_model_status_pb2
 
+        self.authorizations.append(dict(context.invocation_metadata()).get("authorization"))
         self._model(request.model_spec, context)
         response = get_model_status_pb2.GetModelStatusResponse()
         for number in sorted(self.models[request.model_spec.name], reverse=True):

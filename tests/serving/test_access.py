@@ -90,6 +90,21 @@ def test_verify_by_grpc_with_tls_takes_host_token_and_authority(
     assert TOKEN not in out + err
 
 
+def test_versions_asks_a_server_with_host_token_and_authority(
+    tls_serving, model_bases, certificates, token_file, capsys
+):
+    before = len(tls_serving.authorizations)
+    address = f"https://127.0.0.1:{tls_serving.port}"
+    code = cli.main([
+        "versions", str(model_bases["blocks"]), f"--server={address}", "--model-name=blocks", f"--host-header={HOST}",
+        f"--token-file={token_file}", f"--ca-file={certificates / 'ca.pem'}",
+    ])  # fmt: skip
+    out, err = capsys.readouterr()
+    assert code == 0 and address in out
+    assert set(tls_serving.authorizations[before:]) == {f"Bearer {TOKEN}"}
+    assert TOKEN not in out + err
+
+
 def test_rest_with_tls_takes_host_token_and_authority(certificates, token_file):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificates / "server.pem", certificates / "key.pem")
