@@ -94,7 +94,8 @@ def serve(
         max_batch_delay_ms: How long the first request of a batch waits at most for as many others as came together of
             late. The requests of a lone client never wait.
         max_queue: Most examples that wait; requests beyond are refused with 429 or RESOURCE_EXHAUSTED.
-        max_in_flight_mb: Most megabytes of inputs that wait or run; requests beyond are refused in the same way.
+        max_in_flight_mb: Most megabytes of inputs that wait or run, and of bodies over HTTP that still come; requests
+            beyond are refused in the same way.
         batch_workers: Batches that run at once.
         threads: Threads of one operation; 0: as many as there are cores. A model whose call takes less than a
             millisecond answers a tenth more requests with 1.

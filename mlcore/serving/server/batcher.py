@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mlcore.serving.server.errors import Code, RequestError
+from mlcore.serving.server.errors import Code, RequestError, too_many
 from mlcore.serving.server.signature import Array, Arrays
 
 _REMEMBERED = 16  # batches
@@ -127,11 +127,7 @@ class Batcher:
             )
         size = _size(inputs)
         if self.held and self.held + size > self.max_bytes:
-            raise RequestError(
-                f"{self.held / 1e6:.3g} MB of requests are in work, at most {self.max_bytes / 1e6:.3g} are held; "
-                "try again later",
-                Code.RESOURCE_EXHAUSTED,
-            )
+            raise too_many(self.held, self.max_bytes)
         self.held += size
         loop = asyncio.get_running_loop()
         job = _Job(inputs, examples, loop.create_future())

@@ -34,3 +34,11 @@ class RequestError(Exception):
     def __init__(self, message: str, code: Code = Code.INVALID_ARGUMENT) -> None:
         super().__init__(message)
         self.code = code
+
+
+def too_many(held: float, most: float) -> RequestError:
+    """What a request is refused with while others fill the memory that requests may take, in bytes."""
+    return RequestError(
+        f"{held / 1e6:.3g} MB of requests are in work, at most {most / 1e6:.3g} are held; try again later",
+        Code.RESOURCE_EXHAUSTED,
+    )

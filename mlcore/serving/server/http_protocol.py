@@ -16,6 +16,7 @@ import httptools
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from mlcore.serving.server.errors import RequestError, too_many
 from mlcore.serving.server.http import Answer, Post, Predict, error_response, is_too_large, too_large
 
 log = logging.getLogger(__name__)
@@ -32,10 +33,16 @@ class Predictions:
     Args:
         handlers: Pattern of the whole path, with groups for its parts -> what answers a POST to it.
         max_bytes: Most bytes of a body.
+        max_held: Most bytes of all bodies that come or are in work; a body that goes beyond is refused, one alone not.
+
+    Attributes:
+        held: Bytes of all bodies that come or are in work.
     """
 
-    def __init__(self, handlers: Mapping[str, Predict], max_bytes: int) -> None:
+    def __init__(self, handlers: Mapping[str, Predict], max_bytes: int, max_held: float = float("inf")) -> None:
         self.max_bytes = max_bytes
+        self.max_held = max_held
+        self.held = 0
         self._handlers = [(re.compile(pattern.encode()), handler) for pattern, handler in handlers.items()]
         self._found: dict[bytes, Found] = {}
 
@@ -101,8 +108,8 @@ class Cycle:
     """A prediction on a connection; its attributes are what uvicorn's protocol asks of its own RequestResponseCycle."""
 
     __slots__ = (
-        "_begun", "_found", "_headers", "_protocol", "_started", "_waits", "body", "disconnected", "keep_alive",
-        "message_event", "more_body", "response_complete",
+        "_begun", "_counted", "_found", "_headers", "_protocol", "_started", "_waits", "body", "disconnected",
+        "keep_alive", "message_event", "more_body", "response_complete",
     )  # fmt: skip
 
     def __init__(self, protocol: Protocol, found: tuple[Predict, Mapping[str, Any]], keep_alive: bool) -> None:
@@ -111,6 +118,7 @@ class Cycle:
         self._found = found
         self._waits = protocol.expect_100_continue
         self._begun = self._started = False
+        self._counted = 0  # bytes of the body, in `Predictions.held`
         self.keep_alive = keep_alive
         self.body = bytearray()
         self.more_body = True
@@ -123,7 +131,7 @@ class Cycle:
         self._begun = True
         protocol = self._protocol
         if is_too_large(self._headers, protocol.predictions.max_bytes):
-            self._refuse()
+            self._refuse(too_large(protocol.predictions.max_bytes))
             return
         if self._waits and self.more_body:
             protocol.transport.write(_CONTINUE)
@@ -131,11 +139,19 @@ class Cycle:
 
     def set(self) -> None:
         """Look at what came."""
-        if not self._begun or self._started or self.disconnected or self.response_complete:
-            return
         protocol = self._protocol
-        if len(self.body) > protocol.predictions.max_bytes:
-            self._refuse()
+        predictions = protocol.predictions
+        size = len(self.body)
+        predictions.held += size - self._counted
+        self._counted = size
+        if self.disconnected or self.response_complete:
+            self._let_go()
+        elif not self._begun or self._started:
+            return
+        elif size > predictions.max_bytes:
+            self._refuse(too_large(predictions.max_bytes))
+        elif size < predictions.held > predictions.max_held:
+            self._refuse(too_many(predictions.held, predictions.max_held))
         elif self.more_body:
             protocol.flow.resume_reading()
         else:
@@ -147,8 +163,10 @@ class Cycle:
     async def _run(self) -> None:
         handler, path_params = self._found
         answer: Answer | Response
+        post = Post(self._headers, path_params, bytes(self.body))
+        self.body = bytearray()  # not twice in memory
         try:
-            answer = await handler(Post(self._headers, path_params, bytes(self.body)))
+            answer = await handler(post)
         except Exception as error:
             log.exception("a handler failed")
             answer = error_response(error)
@@ -156,13 +174,20 @@ class Cycle:
             await self._protocol.flow.drain()
         self._write(answer)
 
-    def _refuse(self) -> None:
-        """413; the rest of the body is not read, so the connection ends."""
-        self.keep_alive = False
-        self._write(error_response(too_large(self._protocol.predictions.max_bytes)))
+    def _refuse(self, error: RequestError) -> None:
+        """An error before the body was read; the rest of it is not read, so the connection ends."""
+        self.keep_alive = self.keep_alive and not self.more_body
+        self._write(error_response(error))
+
+    def _let_go(self) -> None:
+        """Its body is no longer held."""
+        self._protocol.predictions.held -= self._counted
+        self._counted = 0
+        self.body = bytearray()
 
     def _write(self, answer: Answer | Response) -> None:
         self.response_complete = True
+        self._let_go()
         if self.disconnected:
             return
         protocol = self._protocol

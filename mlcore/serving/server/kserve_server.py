@@ -100,10 +100,10 @@ class _Uvicorn(uvicorn.Server):
 class _Rest(RESTServer):  # type: ignore[misc]
     """kserve's REST server with our routes before its own."""
 
-    def __init__(self, service: Service, max_bytes: int, **options: Any) -> None:
+    def __init__(self, service: Service, max_bytes: int, max_held: float, **options: Any) -> None:
         super().__init__("kserve.model_server:app", **options)
         self.service = service
-        self.max_bytes = max_bytes
+        self.max_bytes, self.max_held = max_bytes, max_held
         logging.getLogger("uvicorn.access").propagate = False  # else each request's line is made, and then not written
         self.config.proxy_headers = False  # nobody here asks where a request came from
         self.config.log_level = "warning"
@@ -132,7 +132,7 @@ class _Rest(RESTServer):  # type: ignore[misc]
         """Kserve's application, with a bound on bodies, and our short way for predictions beside it."""
         super().create_application()
         self.config.app = Bounded(kserve.model_server.app, self.max_bytes)
-        predictions = Predictions({**self.v1.predictions(), **self.v2.predictions()}, self.max_bytes)
+        predictions = Predictions({**self.v1.predictions(), **self.v2.predictions()}, self.max_bytes, self.max_held)
         self.config.http = functools.partial(Protocol, predictions)
 
     async def serve(self, listener: socket.socket) -> None:
@@ -193,7 +193,7 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
         self.dataplane = _DataPlane(self.registered_models, service)
         self._listener = _listen(host, ports[0])
         self._http = _Rest(
-            service, max_bytes, data_plane=self.dataplane,
+            service, max_bytes, service.batcher.max_bytes, data_plane=self.dataplane,
             model_repository_extension=self.model_repository_extension, http_port=ports[0],
             grace_period=max(int(drain_s), 1),
         )  # fmt: skip

@@ -207,3 +207,27 @@ def test_a_client_may_go_away_before_its_answer(mnist_server):
 def test_the_address_of_a_prediction_is_no_other_method(connection):
     connection.send(f"GET {PREDICT} HTTP/1.1\r\nHost: here\r\n\r\n".encode())
     assert connection.answer()[0] == 404
+
+
+def test_bodies_that_come_slowly_are_bounded_together(classifier, run_server):
+    server = run_server(classifier, "--max-in-flight-mb=3").wait_version(2)
+    body = body_of(0.3)
+    large = body + b" " * 2_000_000
+    with Connection(server) as slow, Connection(server) as other, Connection(server) as third:
+        slow.send(head(PREDICT, len(large)), large[:-1])
+        time.sleep(0.3)
+        other.send(head(PREDICT, len(large)), large)
+        status, headers, content = other.answer()
+        assert (status, headers["retry-after"]) == (429, "1")
+        assert "MB of requests are in work, at most 3 are held" in json.loads(content)["error"]
+        third.send(head(PREDICT, len(body)), body)
+        assert third.answer()[0] == 200
+        slow.send(large[-1:])
+        assert slow.answer()[0] == 200
+        third.send(head(PREDICT, len(large)), large)
+        assert third.answer()[0] == 200
+        slow.send(head(PREDICT, len(large)), large[:-1])
+    time.sleep(0.3)  # it is gone
+    with Connection(server) as last:
+        last.send(head(PREDICT, len(large)), large)
+        assert last.answer()[0] == 200
