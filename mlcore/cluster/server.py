@@ -6,6 +6,7 @@ cut.
 """
 
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from mlcore.cluster.status import read_status
 from mlcore.cluster.tensorflow import import_server_modules
 from mlcore.cluster.timeouts import OWN_PORT_TIMEOUT_S, Timeouts
 from mlcore.cluster.watch import Watch
+from mlcore.runtime.cores import usable_cores
 from mlcore.runtime.errors import RestartError
 from mlcore.runtime.signals import stop_flag
 
@@ -35,7 +37,8 @@ def serve(
         model_dir: Model directory, shared by all members.
         goal: What the job is for (`goal_of`).
         timeouts: Bounds of waiting.
-        threads_an_operation: That an operation may use; None: one a core. For small operations one is faster.
+        threads_an_operation: That an operation may use; None: this member's share of its host's cores. For small
+            operations one is faster.
 
     Raises:
         RestartError: The chief is gone, or the own port stays taken.
@@ -47,7 +50,7 @@ def serve(
         wait_for_own_port(me, OWN_PORT_TIMEOUT_S, stop)
         # What is in the model directory before this server can serve anybody belongs to an earlier run.
         watch = Watch(cluster, read_status(model_dir), goal, timeouts)
-        server = _start(me, threads_an_operation)
+        server = _start(me, threads_an_operation or threads_of(cluster))
         return_to_work(model_dir, me)
         log.info("%s: serving", me.name)
         while not watch.is_over(read_status(model_dir)):
@@ -59,14 +62,28 @@ def serve(
         del server
 
 
-def _start(me: Member, threads_an_operation: int | None) -> object:
+def threads_of(cluster: Cluster) -> int:
+    """Threads for an operation: where workers share a host (a cluster on one machine), each gets a share of its cores.
+
+    Else all of them work on an operation with as many threads as there are cores, and wait for each other.
+
+    Returns:
+        A number of threads; 0: TensorFlow's own choice, or the user's in TF_NUM_INTRAOP_THREADS.
+    """
+    sharing = sum(member.host == cluster.me.host for member in cluster.of("worker"))
+    if sharing < 2 or os.environ.get("TF_NUM_INTRAOP_THREADS"):
+        return 0
+    return max(1, usable_cores() // sharing)
+
+
+def _start(me: Member, threads_an_operation: int) -> object:
     """TensorFlow's server. It is told of itself alone: the chief names the others when it connects."""
     server_lib, config_pb2, errors = import_server_modules()
     try:
         return server_lib.Server(
             server_lib.ClusterSpec({me.role: {me.index: me.address}}),
             job_name=me.role, task_index=me.index, protocol="grpc",
-            config=config_pb2.ConfigProto(intra_op_parallelism_threads=threads_an_operation or 0),
+            config=config_pb2.ConfigProto(intra_op_parallelism_threads=threads_an_operation),
         )  # fmt: skip
     except errors.OpError as error:
         raise RestartError(f"{me.name}: the server cannot start: {error.message}") from error

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from mlcore.cluster.config import Cluster, Member
+from mlcore.cluster.server import threads_of
 from mlcore.cluster.tensorflow import not_saved, reason_of
+from mlcore.runtime.cores import usable_cores
 from mlcore.runtime.errors import TransientError, UsageError
 
 pytest.importorskip("tensorflow")  # the extra tf
@@ -19,7 +22,7 @@ from mlcore.runtime.errors import RestartError
 
 with socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True) as taken:
     try:
-        server._start(Member("ps", 0, f"127.0.0.1:{taken.getsockname()[1]}"), None)
+        server._start(Member("ps", 0, f"127.0.0.1:{taken.getsockname()[1]}"), 0)
     except RestartError as error:
         print(error)
     port = taken.getsockname()[1]
@@ -47,6 +50,18 @@ def test_server_starts_without_the_api_of_tensorflow_and_names_a_port_that_is_ta
     assert "the server cannot start" in taken
     assert target.startswith("grpc://127.0.0.1:")
     assert loaded == "False False False"
+
+
+@pytest.mark.parametrize(("hosts", "sharing"), [(["a", "b", "c"], 1), (["a", "a", "b"], 2), (["a", "a", "a"], 3)])
+@pytest.mark.parametrize("role", ["worker", "ps"])
+def test_workers_of_one_host_share_its_cores(monkeypatch, role, hosts, sharing):
+    workers = [Member("worker", index, f"{host}:{2222 + index}") for index, host in enumerate(hosts)]
+    members = (Member("chief", 0, "c:2222"), *workers, Member("ps", 0, "a:3333"))
+    cluster = Cluster(members, role, 0)
+    monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
+    assert threads_of(cluster) == (max(1, usable_cores() // sharing) if sharing > 1 else 0)
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "3")
+    assert threads_of(cluster) == 0
 
 
 @pytest.mark.parametrize(
