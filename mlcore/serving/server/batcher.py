@@ -102,6 +102,7 @@ class Batcher:
         examples: int,
         *,
         joinable: bool,
+        one_size: bool = False,
         timeout_s: float | None = None,
         observe: Callable[[int], None] = lambda size: None,
     ) -> dict[str, Array]:
@@ -113,6 +114,7 @@ class Batcher:
             inputs: The request's tensors, checked.
             examples: How many examples are in it.
             joinable: Whether it may go together with others.
+            one_size: Whether all requests with this key have the same types and shapes, so that none need be compared.
             timeout_s: Most time that it may take; None: the most that a request may.
             observe: Told the number of examples of each batch.
 
@@ -131,11 +133,11 @@ class Batcher:
         self.held += size
         loop = asyncio.get_running_loop()
         job = _Job(inputs, examples, loop.create_future())
-        if joinable and examples:
-            shapes = tuple((name, value.dtype.char, value.shape[1:]) for name, value in inputs.items())
-            lane_key: Hashable = (key, shapes)
-        else:
+        lane_key: Hashable = key
+        if not (joinable and examples):
             lane_key = job.result  # a lane of its own
+        elif not one_size:
+            lane_key = key, tuple([(name, value.dtype.char, value.shape[1:]) for name, value in inputs.items()])
         lane = self._lanes.get(lane_key)
         if lane is None:
             lane = self._lanes[lane_key] = _Lane(run, joinable and bool(examples), observe)

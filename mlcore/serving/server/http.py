@@ -1,7 +1,7 @@
 """What the REST interfaces share: request ids, versions in paths, answers, errors as JSON, a bound on bodies."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Callable, Coroutine, Mapping, MutableMapping
 from typing import Any, Protocol
 
 from starlette.responses import Response
@@ -12,8 +12,7 @@ from mlcore.serving.server.json_tensors import dumps
 
 JSON = "application/json"
 REQUEST_ID = "x-request-id"
-VERSION = "x-model-version"
-_REQUEST_ID, _VERSION = REQUEST_ID.encode(), VERSION.encode()
+_HEAD = f"content-length: %d\r\ncontent-type: %b\r\n{REQUEST_ID}: %b\r\nx-model-version: %d\r\n%b".encode()
 LARGE = 64 * 1024  # bytes of tensors or JSON that take long enough for a thread to pay
 
 
@@ -60,23 +59,21 @@ class Answer:
         media_type: Its type.
         request_id: Whose answer it is.
         version: The version that gave it.
-        more: Further headers, names in small letters.
+        more: Further lines of its head, each with its end.
+
+    Attributes:
+        head: The lines of the head that are its own, each with its end.
     """
 
-    __slots__ = ("body", "raw_headers")
+    __slots__ = ("body", "head")
     status_code = 200
 
-    def __init__(
-        self, body: bytes, media_type: bytes, request_id: str, version: int, *more: tuple[bytes, bytes]
-    ) -> None:
+    def __init__(self, body: bytes, media_type: bytes, request_id: str, version: int, more: bytes = b"") -> None:
         self.body = body
-        self.raw_headers = [
-            (b"content-length", b"%d" % len(body)), (b"content-type", media_type),
-            (_REQUEST_ID, request_id.encode("latin-1")), (_VERSION, b"%d" % version), *more,
-        ]  # fmt: skip
+        self.head = _HEAD % (len(body), media_type, request_id.encode("latin-1"), version, more)
 
 
-def error_response(error: Exception, with_id: str | None = None) -> Response:
+def error_response(error: BaseException, with_id: str | None = None) -> Response:
     """An error as {"error": "..."}."""
     if isinstance(error, RequestError):
         code, message = error.code, str(error)
@@ -96,23 +93,17 @@ async def in_thread(size: int, function: Any, *arguments: Any) -> Any:
 
 
 class Headers:
-    """Headers of a request by name, in small letters; of several with one name the first.
+    """Headers of a request by name, in small letters; of several with one name the first."""
 
-    Few of them are asked for, so they are searched and not made a mapping of.
-    """
-
-    __slots__ = ("_headers",)
+    __slots__ = ("_values",)
 
     def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
-        self._headers = headers
+        self._values = dict(reversed(headers))
 
     def get(self, name: str) -> str | None:
         """One of them."""
-        wanted = name.encode()
-        for found, value in self._headers:
-            if found == wanted:
-                return value.decode("latin-1")
-        return None
+        value = self._values.get(name.encode())
+        return None if value is None else value.decode("latin-1")
 
 
 class Post:
@@ -132,7 +123,7 @@ class Post:
         self.body = body
 
 
-Predict = Callable[[Post], Awaitable[Answer | Response]]
+Predict = Callable[[Post], Coroutine[Any, Any, Answer | Response]]
 
 
 def is_too_large(headers: list[tuple[bytes, bytes]], max_bytes: int) -> bool:

@@ -3,17 +3,19 @@
 The way through ASGI, an application's middlewares, its routers and back costs a prediction more than all else that
 happens to it here, and uvicorn writes an answer in two parts, for each of which the client wakes up. So a POST to the
 path of a prediction is taken right after the parser: its handler gets the whole body and gives the whole answer, which
-is written at once. All other requests go uvicorn's way, and so do connections: their parser, their time-outs, requests
-sent before the last one was answered, and the end of the server.
+is written at once. All other requests go uvicorn's way, and so do connections: their parser, requests sent before the
+last one was answered, and the end of the server.
 """
 
+import asyncio
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 import httptools
 from starlette.responses import Response
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from mlcore.serving.server.errors import RequestError, too_many
@@ -80,11 +82,27 @@ class Protocol(HttpToolsProtocol):
     def __init__(self, predictions: Predictions, **options: Any) -> None:
         super().__init__(**options)
         self.predictions = predictions
+        self._idle_since: float | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the transport."""
+        self._idle_since = None
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        """Called by the parser. What only an application asks for is made when it is known to be for one."""
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
 
     def on_headers_complete(self) -> None:
         """Called by the parser."""
         found = self.predictions.find(self.url) if self.parser.get_method() == b"POST" else None
         if found is None or self.parser.should_upgrade():
+            url, headers, expects = self.url, self.headers, self.expect_100_continue
+            super().on_message_begin()
+            self.url, self.expect_100_continue = url, expects
+            self.headers += headers  # the scope has this list, too
             super().on_headers_complete()
             return
         before = self.cycle
@@ -97,34 +115,80 @@ class Protocol(HttpToolsProtocol):
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, self.app))
 
+    def on_body(self, body: bytes) -> None:
+        """Called by the parser."""
+        cycle: Any = self.cycle
+        if type(cycle) is Cycle:
+            cycle.take(body)
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Called by the parser."""
+        cycle: Any = self.cycle
+        if type(cycle) is Cycle:
+            cycle.more_body = False
+            cycle.set()
+        else:
+            super().on_message_complete()
+
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        if isinstance(cycle, Cycle):
-            cycle.begin()
+        if type(cycle) is Cycle:
+            self.loop.call_soon(cycle.begin)  # not at once: a row of refusals would be as deep as it is long
         else:
             super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        """Called when an answer was written."""
+        if self.pipeline or self.transport.is_closing():
+            super().on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        self.flow.resume_reading()
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._wait_for_more(self.timeout_keep_alive)
+
+    def _unset_keepalive_if_required(self) -> None:
+        """Called by uvicorn, which makes a new timer after each request; ours looks at the time when it is due."""
+
+    def _wait_for_more(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Called when nothing may have come for too long."""
+        self.timeout_keep_alive_task = None
+        if self._idle_since is None or self.transport.is_closing():
+            return
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._wait_for_more(left)
+        else:
+            self.transport.close()
 
 
 class Cycle:
     """A prediction on a connection; its attributes are what uvicorn's protocol asks of its own RequestResponseCycle."""
 
     __slots__ = (
-        "_begun", "_counted", "_found", "_headers", "_protocol", "_started", "_waits", "body", "disconnected",
-        "keep_alive", "message_event", "more_body", "response_complete",
+        "_begun", "_counted", "_found", "_handler", "_headers", "_protocol", "_started", "_waits", "body",
+        "disconnected", "keep_alive", "message_event", "more_body", "response_complete",
     )  # fmt: skip
 
     def __init__(self, protocol: Protocol, found: tuple[Predict, Mapping[str, Any]], keep_alive: bool) -> None:
         self._protocol = protocol
         self._headers = protocol.headers
         self._found = found
+        self._handler: Coroutine[Any, Any, Answer | Response] | None = None
         self._waits = protocol.expect_100_continue
         self._begun = self._started = False
         self._counted = 0  # bytes of the body, in `Predictions.held`
         self.keep_alive = keep_alive
-        self.body = bytearray()
+        self.body: bytes | bytearray = b""
         self.more_body = True
         self.response_complete = False
         self.disconnected = False
-        self.message_event = self  # its `set` is called when more of the body came
+        self.message_event = self  # its `set` is called when the client is gone
 
     def begin(self) -> None:
         """It is its turn: what came before on the connection is answered."""
@@ -132,10 +196,25 @@ class Cycle:
         protocol = self._protocol
         if is_too_large(self._headers, protocol.predictions.max_bytes):
             self._refuse(too_large(protocol.predictions.max_bytes))
-            return
-        if self._waits and self.more_body:
+        elif not self.more_body:
+            self.set()
+        elif self._waits:
             protocol.transport.write(_CONTINUE)
-        self.set()
+
+    def take(self, part: bytes) -> None:
+        """A part of the body came."""
+        if self.response_complete:
+            return
+        if not self.body:
+            self.body = part
+        else:
+            if isinstance(self.body, bytes):
+                self.body = bytearray(self.body)
+            self.body += part
+        if self._begun:
+            self.set()
+        elif len(self.body) > HIGH_WATER_LIMIT:
+            self._protocol.flow.pause_reading()
 
     def set(self) -> None:
         """Look at what came."""
@@ -155,24 +234,35 @@ class Cycle:
         elif self.more_body:
             protocol.flow.resume_reading()
         else:
-            self._started = True
-            task = protocol.loop.create_task(self._run())
-            protocol.tasks.add(task)
-            task.add_done_callback(protocol.tasks.discard)
+            self._start()
 
-    async def _run(self) -> None:
+    def _start(self) -> None:
+        self._started = True
         handler, path_params = self._found
-        answer: Answer | Response
         post = Post(self._headers, path_params, bytes(self.body))
-        self.body = bytearray()  # not twice in memory
+        self.body = b""  # not twice in memory
+        self._handler = handler(post)
+        self._go_on(None)
+
+    def _go_on(self, _: Any) -> None:
+        """Let the handler run until it waits for something.
+
+        What a Task does, without the turns of the loop before its start and after its end, and what they cost.
+        """
+        assert self._handler is not None
         try:
-            answer = await handler(post)
-        except Exception as error:
+            waits_for = self._handler.send(None)
+        except StopIteration as end:
+            self._write(end.value)
+        except (Exception, asyncio.CancelledError) as error:
             log.exception("a handler failed")
-            answer = error_response(error)
-        if self._protocol.flow.write_paused and not self.disconnected:
-            await self._protocol.flow.drain()
-        self._write(answer)
+            self._write(error_response(error))
+        else:
+            if waits_for is None:  # asyncio.sleep(0)
+                self._protocol.loop.call_soon(self._go_on, None)
+            else:
+                waits_for._asyncio_future_blocking = False  # taken: what a future asks of who waits for it
+                waits_for.add_done_callback(self._go_on)
 
     def _refuse(self, error: RequestError) -> None:
         """An error before the body was read; the rest of it is not read, so the connection ends."""
@@ -183,20 +273,23 @@ class Cycle:
         """Its body is no longer held."""
         self._protocol.predictions.held -= self._counted
         self._counted = 0
-        self.body = bytearray()
+        self.body = b""
 
     def _write(self, answer: Answer | Response) -> None:
         self.response_complete = True
+        self._handler = None
         self._let_go()
         if self.disconnected:
             return
         protocol = self._protocol
+        if isinstance(answer, Answer):
+            head = answer.head
+        else:
+            head = b"".join([part for header in answer.raw_headers for part in (header[0], b": ", header[1], b"\r\n")])
         parts = [STATUS_LINE[answer.status_code]]
         for name, value in protocol.server_state.default_headers:
             parts += (name, b": ", value, b"\r\n")
-        for name, value in answer.raw_headers:
-            parts += (name, b": ", value, b"\r\n")
-        parts += (b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n", bytes(answer.body))
+        parts += (head, b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n", bytes(answer.body))
         protocol.transport.write(b"".join(parts))
         if not self.keep_alive:
             protocol.transport.close()

@@ -36,6 +36,7 @@ from mlcore.serving.server.v2_head import Head
 PROTOCOL = "v2"
 _JSON, _BINARY = JSON.encode(), b"application/octet-stream"
 _JSON_LENGTH = INFERENCE_CONTENT_LENGTH_HEADER.lower()  # how long the JSON before the binary tensors is
+_LENGTH_LINE = _JSON_LENGTH.encode() + b": %d\r\n"
 PLATFORM = "tensorflow_savedmodel"
 SIGNATURE = "signature_name"
 _SHORT, _KEPT = 2048, 64  # bytes of a head, and heads, that are kept
@@ -64,13 +65,13 @@ class V2:
 
     async def infer(self, http: Post) -> Answer | Response:
         """Answer a prediction."""
-        with_id = request_id(http)
+        given = with_id = request_id(http)
         try:
-            with self.service.request(PROTOCOL, with_id) as request:
+            with self.service.request(PROTOCOL, given) as request:
                 with_id = request.id
                 text, binary = _split(http.body, http.headers.get(_JSON_LENGTH))
                 head = self._heads.get(text) or await self._read(text)
-                if head.id and not request_id(http):
+                if head.id and not given:
                     with_id = request.rename(head.id)
                 version = request.choose(http.path_params["name"], version_number(http))
                 plan = head.plan(request.signature(head.parameters.get(SIGNATURE)))
@@ -87,8 +88,7 @@ class V2:
                 answered, json_length = encode() if size < LARGE else await in_thread(size, encode)
                 if json_length is None:
                     return Answer(answered, _JSON, request.id, version.number)
-                length_header = (_JSON_LENGTH.encode(), b"%d" % json_length)
-                return Answer(answered, _BINARY, request.id, version.number, length_header)
+                return Answer(answered, _BINARY, request.id, version.number, _LENGTH_LINE % json_length)
         except Exception as error:
             return error_response(error, with_id)
 

@@ -67,6 +67,8 @@ class Request:
         error: What it was refused with.
     """
 
+    __slots__ = ("code", "entry", "id", "protocol", "service", "started", "version")
+
     def __init__(self, service: Service, protocol: str, request_id: str | None) -> None:
         self.service = service
         self.protocol = protocol
@@ -135,6 +137,7 @@ class Request:
             inputs,
             examples,
             joinable=signature.joinable,
+            one_size=signature.one_size,
             timeout_s=timeout_s,
             observe=lambda size: service.metrics.observe_batch(number, size),
         )
@@ -155,7 +158,7 @@ class Request:
             service.refused += 1
             if isinstance(error, RequestError):
                 self.code = error.code
-            elif isinstance(error, asyncio.CancelledError):
+            elif isinstance(error, (asyncio.CancelledError, GeneratorExit)):
                 self.code = Code.CANCELLED
             else:
                 log.error("request %s failed: this is a bug in mlcore", self.id, exc_info=error)

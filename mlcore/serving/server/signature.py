@@ -1,5 +1,6 @@
 """What a model takes and gives: names, types and shapes of tensors, and whether a request fits them. No TensorFlow."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -81,9 +82,9 @@ class Signature:
     outputs: Mapping[str, TensorSpec]
     joinable: bool
 
-    @property
+    @functools.cached_property
     def one_size(self) -> bool:
-        """Whether every example is as large as any other, so that one says how long a call takes."""
+        """Whether all examples are of one size, so that any go together, and one says how long a call takes."""
         return all(
             spec.dtype != object and spec.shape is not None and None not in spec.shape[1:]
             for spec in self.inputs.values()
