@@ -7,6 +7,7 @@ The request's parameter `signature_name` chooses a signature.
 """
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -69,23 +70,31 @@ class V2:
         try:
             with self.service.request(PROTOCOL, given) as request:
                 with_id = request.id
-                text, binary = _split(http.body, http.headers.get(_JSON_LENGTH))
+                body = http.body
+                end = _end_of_json(body, http.headers.get(_JSON_LENGTH))
+                text = body if end == len(body) else body[:end]
                 head = self._heads.get(text) or await self._read(text)
                 if head.id and not given:
                     with_id = request.rename(head.id)
                 version = request.choose(http.path_params["name"], version_number(http))
                 plan = head.plan(request.signature(head.parameters.get(SIGNATURE)))
-                small = len(http.body) < LARGE  # without `in_thread`, whose call takes as long as the decoding
-                inputs = plan.decode(binary) if small else await in_thread(len(http.body), plan.decode, binary)
-                outputs = await request.run(plan.signature, inputs)
+                small = len(body) < LARGE  # without `in_thread`, whose call takes as long as the decoding
+                decoded = plan.decode(body, end) if small else await in_thread(len(body), plan.decode, body, end)
+                inputs, examples = decoded
+                outputs = await request.run(plan.signature, inputs, examples=examples)
                 size = sum([value.nbytes for value in outputs.values()])
                 answer = {
                     "model_name": self.service.repository.name,
                     "model_version": str(version.number),
                     "id": head.id or request.id,
                 }
-                encode = functools.partial(_encode, answer, outputs, plan.wanted)
-                answered, json_length = encode() if size < LARGE else await in_thread(size, encode)
+                encode = _encode_binary if plan.all_binary else _encode
+                encoded = (
+                    encode(answer, outputs, plan.wanted)
+                    if size < LARGE
+                    else await in_thread(size, encode, answer, outputs, plan.wanted)
+                )
+                answered, json_length = encoded
                 if json_length is None:
                     return Answer(answered, _JSON, request.id, version.number)
                 return Answer(answered, _BINARY, request.id, version.number, _LENGTH_LINE % json_length)
@@ -142,44 +151,57 @@ def model_metadata(service: Service, model: str, number: int | None) -> dict[str
         repository.release(version)
 
 
-def _split(body: bytes, length: str | None) -> tuple[bytes, memoryview]:
-    """The JSON and the binary part of a body."""
+def _end_of_json(body: bytes, length: str | None) -> int:
+    """Where the JSON of a body ends and its binary part begins."""
     if length is None:
-        return body, memoryview(b"")
+        return len(body)
     if not (length.isascii() and length.isdecimal()) or int(length) > len(body):
         raise RequestError(f"header {INFERENCE_CONTENT_LENGTH_HEADER}: {length!r} is no length of the JSON part")
-    end = int(length)
-    return body[:end], memoryview(body)[end:]
+    return int(length)
 
 
-def _encode(answer: dict[str, Any], outputs: Arrays, wanted: dict[str, bool]) -> tuple[bytes, int | None]:
-    """The body of an answer, and the length of its JSON part if there is another."""
+Encoded = tuple[bytes, int | None]  # the body of an answer, and the length of its JSON part if there is another
+
+
+def _encode_binary(answer: dict[str, Any], outputs: Arrays, wanted: Iterable[str]) -> Encoded:
+    """An answer with all outputs in binary form."""
+    tensors = []
+    raw = [b""]
+    for name in wanted:
+        value = outputs[name]
+        content = v2_tensors.to_raw(value)
+        raw.append(content)
+        tensors.append(_text(name, value.dtype, value.shape, len(content)))
+    raw[0] = text = json_tensors.dumps({**answer, "outputs": tensors})
+    return b"".join(raw), len(text)
+
+
+def _encode(answer: dict[str, Any], outputs: Arrays, wanted: dict[str, bool]) -> Encoded:
+    """An answer with outputs in JSON, or in both forms."""
     tensors: list[Any] = []
     raw = []
     finite = True
-    all_binary = all(wanted.values())
     for name, binary in wanted.items():
         value = outputs[name]
-        shape = name, v2_tensors.datatype_of(value.dtype), value.shape
         if binary:
             raw.append(v2_tensors.to_raw(value))
-            tensors.append(_text(*shape, len(raw[-1])) if all_binary else _binary(*shape, len(raw[-1])))
+            tensors.append(_binary(name, value.dtype, value.shape, len(raw[-1])))
         else:
             finite = finite and (value.dtype.kind != "f" or bool(np.isfinite(value).all()))
-            tensors.append(_tensor(*shape) | {"data": v2_tensors.to_list(value)})
+            tensors.append(_tensor(name, value.dtype, value.shape) | {"data": v2_tensors.to_list(value)})
     text = json_tensors.dumps({**answer, "outputs": tensors}, finite)
     return (b"".join([text, *raw]), len(text)) if raw else (text, None)
 
 
-def _tensor(name: str, datatype: str, shape: tuple[int, ...]) -> dict[str, Any]:
-    return {"name": name, "datatype": datatype, "shape": shape}
+def _tensor(name: str, dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> dict[str, Any]:
+    return {"name": name, "datatype": v2_tensors.datatype_of(dtype), "shape": shape}
 
 
-def _binary(name: str, datatype: str, shape: tuple[int, ...], size: int) -> dict[str, Any]:
-    return _tensor(name, datatype, shape) | {"parameters": {"binary_data_size": size}}
+def _binary(name: str, dtype: "np.dtype[Any]", shape: tuple[int, ...], size: int) -> dict[str, Any]:
+    return _tensor(name, dtype, shape) | {"parameters": {"binary_data_size": size}}
 
 
 @functools.lru_cache(256)
-def _text(name: str, datatype: str, shape: tuple[int, ...], size: int) -> orjson.Fragment:
+def _text(name: str, dtype: "np.dtype[Any]", shape: tuple[int, ...], size: int) -> orjson.Fragment:
     """The JSON of a tensor whose values come behind it, which is the same for the same shape."""
-    return orjson.Fragment(orjson.dumps(_binary(name, datatype, shape, size)))
+    return orjson.Fragment(orjson.dumps(_binary(name, dtype, shape, size)))

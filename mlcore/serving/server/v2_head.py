@@ -53,39 +53,44 @@ class Plan:
     Attributes:
         signature: The signature.
         wanted: Name of each output to give -> whether in binary form.
+        all_binary: Whether all of them are.
     """
 
-    __slots__ = ("_tensors", "signature", "wanted")
+    __slots__ = ("_examples", "_tensors", "all_binary", "signature", "wanted")
 
     def __init__(self, signature: Signature, content: dict[str, Any], parameters: dict[str, Any]) -> None:
         self.signature = signature
         self._tensors = _tensors(signature, content)
+        self._examples: int | None = None
         self.wanted = _wanted(signature, content, parameters)
+        self.all_binary = all(self.wanted.values())
 
-    def decode(self, binary: memoryview) -> dict[str, Array]:
-        """The inputs of a request.
+    def decode(self, body: bytes, start: int) -> tuple[dict[str, Array], int]:
+        """The inputs of a request, which fit the signature, and the number of examples in them.
 
         Args:
-            binary: What came behind the JSON.
+            body: Content of the request.
+            start: Where its binary part begins.
 
         Raises:
             RequestError: The values do not fit; the message names the input.
         """
         values = {}
-        start = 0
         for spec, shape, size, data, parameters in self._tensors:
             if size is None:
                 values[spec.name] = v2_tensors.from_list(spec, shape, data, parameters)
                 continue
-            if size > len(binary) - start:
+            if size > len(body) - start:
                 raise RequestError(
-                    f"input {spec.name!r}: binary_data_size is {size}, {len(binary) - start} bytes are left"
+                    f"input {spec.name!r}: binary_data_size is {size}, {len(body) - start} bytes are left"
                 )
-            values[spec.name] = v2_tensors.from_raw(spec, shape, bytes(binary[start : start + size]))
+            values[spec.name] = v2_tensors.from_raw(spec, shape, body, start, size)
             start += size
-        if start != len(binary):
-            raise RequestError(f"{len(binary) - start} bytes more than the inputs' binary_data_size say")
-        return values
+        if start != len(body):
+            raise RequestError(f"{len(body) - start} bytes more than the inputs' binary_data_size say")
+        if self._examples is None:  # types and shapes are of the head, so once is enough
+            self._examples = self.signature.check(values)
+        return values, self._examples
 
 
 _Tensor = tuple[TensorSpec, list[int], int | None, Any, dict[str, Any]]

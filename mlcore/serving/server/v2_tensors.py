@@ -5,6 +5,7 @@ have four bytes of length before each. Numbers are little endian, as they are in
 """
 
 import functools
+import math
 import struct
 from collections.abc import Mapping
 from typing import Any
@@ -56,34 +57,45 @@ def shape_of(spec: TensorSpec, shape: Any) -> list[int]:
     return shape
 
 
-def from_raw(spec: TensorSpec, shape: list[int], raw: bytes) -> Array:
-    """A tensor from its binary form.
+def from_raw(spec: TensorSpec, shape: list[int], body: bytes, start: int = 0, size: int | None = None) -> Array:
+    """A tensor from its binary form; numbers are not copied.
+
+    Args:
+        spec: What it is.
+        shape: Its shape.
+        body: What it is in.
+        start: Where it begins.
+        size: Its bytes; None: all from there on.
 
     Raises:
         RequestError: The bytes do not make the shape.
     """
-    if spec.dtype != object:
+    if size is None:
+        size = len(body) - start
+    if spec.dtype.char != "O":
         try:
-            return np.frombuffer(raw, spec.dtype).reshape(shape)
-        except ValueError as error:
-            raise RequestError(f"input {spec.name!r}: {len(raw)} bytes do not make shape {shape}") from error
+            if size == math.prod(shape) * spec.dtype.itemsize:
+                return np.ndarray(shape, spec.dtype, body, start)
+        except ValueError:  # more dimensions than numpy has
+            pass
+        raise RequestError(f"input {spec.name!r}: {size} bytes do not make shape {shape}")
     texts: list[bytes] = []
-    start = 0
-    while start < len(raw):
+    stop = start + size
+    while start < stop:
         end = start + 4
-        size = struct.unpack_from("<I", raw, start)[0] if end <= len(raw) else -1
-        if size < 0 or end + size > len(raw):
+        length = struct.unpack_from("<I", body, start)[0] if end <= stop else -1
+        if length < 0 or end + length > stop:
             raise RequestError(f"input {spec.name!r}: element {len(texts)} is longer than its bytes")
-        texts.append(raw[end : end + size])
-        start = end + size
+        texts.append(body[end : end + length])
+        start = end + length
     return _strings(spec, shape, texts)
 
 
 def to_raw(value: Array) -> bytes:
     """A tensor in its binary form."""
-    if value.dtype != object:
+    if value.dtype.char != "O":
         return value.tobytes()
-    return b"".join(struct.pack("<I", len(text)) + text for text in value.flat)
+    return b"".join([len(text).to_bytes(4, "little") + text for text in value.ravel().tolist()])
 
 
 def from_list(spec: TensorSpec, shape: list[int], data: Any, parameters: Mapping[str, Any]) -> Array:

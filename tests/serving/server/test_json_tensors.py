@@ -94,19 +94,33 @@ def test_floats_come_back_bit_for_bit(values):
 NUMBERS = [np.bool_, np.uint8, np.int8, np.int32, np.int64, np.uint64, np.float16, np.float32, np.float64]
 
 
-@given(st.sampled_from(NUMBERS).flatmap(lambda dtype: arrays.arrays(dtype, arrays.array_shapes(min_side=0))))
-def test_v2_binary_tensors_come_back(values):
+@given(
+    st.sampled_from(NUMBERS).flatmap(lambda dtype: arrays.arrays(dtype, arrays.array_shapes(min_side=0))),
+    st.binary(max_size=9), st.binary(max_size=9),
+)  # fmt: skip
+def test_v2_binary_tensors_come_back_from_wherever_they_are(values, before, after):
     there = spec(dtype=values.dtype, shape=None)
-    back = v2_tensors.from_raw(there, list(values.shape), v2_tensors.to_raw(values))
+    raw = v2_tensors.to_raw(values)
+    back = v2_tensors.from_raw(there, list(values.shape), before + raw + after, len(before), len(raw))
     assert back.dtype == values.dtype and np.array_equal(back, values, equal_nan=values.dtype.kind == "f")
 
 
-@given(st.lists(st.binary(max_size=20)))
-def test_v2_binary_strings_come_back(texts):
+@given(st.lists(st.binary(max_size=20)), st.binary(max_size=9), st.binary(max_size=9))
+def test_v2_binary_strings_come_back_from_wherever_they_are(texts, before, after):
     values = np.empty(len(texts), object)
     values[:] = texts
     there = spec(dtype=object, shape=None)
-    assert v2_tensors.from_raw(there, [len(texts)], v2_tensors.to_raw(values)).tolist() == texts
+    raw = v2_tensors.to_raw(values)
+    back = v2_tensors.from_raw(there, [len(texts)], before + raw + after, len(before), len(raw))
+    assert back.tolist() == texts
+
+
+@pytest.mark.parametrize("shape", [[1], [3], [2**62, 4], [1] * 100])
+def test_v2_binary_tensors_of_another_shape_are_refused(shape):
+    with pytest.raises(RequestError, match=r"'x': 8 bytes do not make shape \["):
+        v2_tensors.from_raw(spec(dtype=np.dtype(np.float32), shape=None), shape, bytes(8))
+    with pytest.raises(RequestError, match="bytes do not make shape"):
+        v2_tensors.from_raw(spec(dtype=np.dtype(np.float32), shape=None), [1] * 100, bytes(4))
 
 
 @given(st.binary(max_size=40), st.integers(0, 5))

@@ -26,7 +26,8 @@ def test_each_request_has_its_own_values_and_the_same_plan():
     for number in range(3):
         values = np.array([[number, -number]], np.float32)
         assert kept.plan(own) is plan
-        assert plan.decode(memoryview(values.tobytes()))["x"].tolist() == values.tolist()
+        inputs, examples = plan.decode(b"head" + values.tobytes(), 4)
+        assert (inputs["x"].tolist(), examples) == (values.tolist(), 1)
     assert plan.wanted == {"y": True, "z": True}
 
 
@@ -51,16 +52,16 @@ def test_bytes_that_do_not_fit_are_refused_each_time_and_spoil_nothing(size, sha
     kept = head(size, shape)
     for _ in range(2):
         with pytest.raises(RequestError, match=words):
-            kept.plan(signature()).decode(memoryview(bytes(sent)))
+            kept.plan(signature()).decode(bytes(sent), 0)
     if shape == (1, 2):
-        assert kept.plan(signature()).decode(memoryview(bytes(size)))["x"].shape == shape
+        assert kept.plan(signature()).decode(bytes(size), 0)[0]["x"].shape == shape
 
 
 def test_values_in_the_json_stand_beside_binary_ones():
     text = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}], "id": 7}
     kept = Head(json.dumps(text).encode())
     assert kept.id == "7"
-    assert kept.plan(signature()).decode(memoryview(b""))["x"].tolist() == [[1.0, 2.0]]
+    assert kept.plan(signature()).decode(b"", 0)[0]["x"].tolist() == [[1.0, 2.0]]
 
 
 @pytest.mark.parametrize("size", [-1, "8", 1.5, True])
