@@ -5,7 +5,9 @@ closures in flight, goes on without a worker that does not answer, and ends with
 """
 
 import contextlib
+import functools
 import logging
+import math
 import statistics
 import time
 from collections import Counter, deque
@@ -32,6 +34,8 @@ _HUNG_LEAST_S = 600.0
 # A worker that has left is gone or back after this time; what it is given while it is gone TensorFlow puts back.
 _LEAVING_S = 15.0
 _POLL_INTERVAL_S = 0.5
+# Elements of an initial value that is sent to a parameter server sooner than the server answers that it has made it.
+_SMALL_VALUE = 1 << 16
 
 
 class Coordinator:
@@ -55,6 +59,7 @@ class Coordinator:
         self._coordinator = self._tf.distribute.coordinator.ClusterCoordinator(strategy)
         self._ledger = Ledger(self._coordinator)
         self._guard, self._model_dir, self._stall_timeout_s = guard, model_dir, stall_timeout_s
+        self._here = f"/job:{cluster.role}/replica:0/task:{cluster.index}/device:CPU:0"
         self._durations: deque[float] = deque(maxlen=50)
         self._leaving: dict[Member, float] = {}
         self._named: set[Member] = set()
@@ -75,9 +80,30 @@ class Coordinator:
         execution = self._tf.config.experimental
         execution.set_synchronous_execution(False)
         try:
-            yield
+            with self._tf.variable_creator_scope(self._make_small_values_here):
+                yield
         finally:
             execution.set_synchronous_execution(True)
+
+    def _make_small_values_here(self, next_creator: Callable[..., Any], **options: Any) -> Any:
+        """A variable's initial value, made by the chief.
+
+        A variable asks for the shape of its initial value. Made on the parameter server, that is an answer to wait for,
+        hundreds of times.
+        """
+        initial = options.get("initial_value")
+        if callable(initial):
+            shape = options.get("shape")
+            if shape is None and isinstance(initial, functools.partial):
+                shape = initial.keywords.get("shape")
+            if shape is not None and math.prod(self._tf.TensorShape(shape).as_list()) <= _SMALL_VALUE:
+
+                def value(*arguments: Any, **more: Any) -> Any:
+                    with self._tf.device(self._here):
+                        return initial(*arguments, **more)
+
+                options["initial_value"] = value
+        return next_creator(**options)
 
     def per_worker_iterator(self, make_dataset: Callable[[Any, Any], Any]) -> Any:
         """An iterator on each worker over a dataset of its own, an input of `run`.
