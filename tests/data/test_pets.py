@@ -15,6 +15,7 @@ from mlcore.data.boxes import Box
 from mlcore.data.convert import convert
 from mlcore.data.example import decode
 from mlcore.data.images import ImageError
+from mlcore.data import masks
 from mlcore.data.masks import bounding_box, encode_mask, pack_mask, read_trimap
 from mlcore.data.pets import class_of
 from mlcore.data.records import RecordSet
@@ -186,6 +187,17 @@ def test_the_box_of_a_mask_is_tight():
     assert bounding_box(pack_mask(mask)) == (None, 0)
     mask[3, 4] = mask[7, 12] = True
     assert bounding_box(pack_mask(mask)) == (Box(4, 3, 13, 8), 2)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (9, 7), (64, 48), (500, 375)])
+def test_the_area_of_a_mask_is_its_pixels(size):
+    mask = np.random.default_rng(4).random(size[::-1]) < 0.7
+    mask[0, 0] = True
+    assert bounding_box(pack_mask(mask))[1] == mask.sum()
+
+
+def test_pillow_decodes_where_the_pixels_are_wanted():
+    assert masks._pillow_writes_on_memory()  # if not: all is read all the same, but slower
 
 
 def png_of(mode, **options):
