@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 from voc_sets import annotation, box, encoded, jpeg
 
+from mlcore.data import masks
 from mlcore.data.boxes import Box
 from mlcore.data.convert import convert
 from mlcore.data.example import decode
 from mlcore.data.images import ImageError
-from mlcore.data import masks
 from mlcore.data.masks import bounding_box, encode_mask, pack_mask, read_trimap
 from mlcore.data.pets import class_of
 from mlcore.data.records import RecordSet
