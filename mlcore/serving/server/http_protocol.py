@@ -89,6 +89,14 @@ class Protocol(HttpToolsProtocol):
         self._idle_since = None
         super().data_received(data)
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the transport."""
+        super().connection_lost(exc)  # tells the last of the requests
+        while self.pipeline:
+            cycle = self.pipeline.pop()[0]
+            cycle.disconnected = True
+            cycle.message_event.set()
+
     def on_message_begin(self) -> None:
         """Called by the parser. What only an application asks for is made when it is known to be for one."""
         self.url = b""
@@ -196,10 +204,11 @@ class Cycle:
         protocol = self._protocol
         if is_too_large(self._headers, protocol.predictions.max_bytes):
             self._refuse(too_large(protocol.predictions.max_bytes))
-        elif not self.more_body:
-            self.set()
-        elif self._waits:
+            return
+        if self._waits and self.more_body:
             protocol.transport.write(_CONTINUE)
+        if self.body or not self.more_body:
+            self.set()
 
     def take(self, part: bytes) -> None:
         """A part of the body came."""
@@ -279,9 +288,9 @@ class Cycle:
         self.response_complete = True
         self._handler = None
         self._let_go()
-        if self.disconnected:
-            return
         protocol = self._protocol
+        if self.disconnected or protocol.transport.is_closing():
+            return
         if isinstance(answer, Answer):
             head = answer.head
         else:

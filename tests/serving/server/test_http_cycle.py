@@ -61,10 +61,13 @@ async def application(scope, receive, send):
     await send({"type": "http.response.body", "body": b"other"})
 
 
+PREDICTIONS = Predictions(HANDLERS, max_bytes=100_000)
+
+
 @pytest.fixture(scope="module")
 def address():
     config = uvicorn.Config(
-        application, http=functools.partial(Protocol, Predictions(HANDLERS, max_bytes=100_000)), lifespan="off",
+        application, http=functools.partial(Protocol, PREDICTIONS), lifespan="off",
         log_config=None, timeout_keep_alive=KEEP_ALIVE_S,
     )  # fmt: skip
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -171,3 +174,32 @@ def test_predictions_and_other_requests_take_turns_on_a_connection(connection):
     get = b"GET /other HTTP/1.1\r\nhost: here\r\n\r\n"
     connection.sendall(EMPTY + get + EMPTY + get)
     assert [answer(connection)[1] for _ in range(4)] == [b"", b"other", b"", b"other"]
+
+
+@pytest.mark.parametrize("size", [10, 70_000, 90_000])
+def test_a_body_that_comes_while_another_request_is_in_work(connection, size):
+    body = b"x" * size
+    start = b"POST /echo HTTP/1.1\r\nhost: here\r\ncontent-length: %d\r\n\r\n" % size
+    connection.sendall(b"POST /slow HTTP/1.1\r\nhost: here\r\ncontent-length: 2\r\n\r\n.2" + start + body[:5])
+    time.sleep(0.05)
+    connection.sendall(body[5 : size // 2])
+    time.sleep(0.3)
+    connection.sendall(body[size // 2 :])
+    assert answer(connection) == (200, b".2")
+    assert answer(connection) == (200, body)
+
+
+@pytest.mark.parametrize("waits_for", [b".3", b"0"])
+def test_nothing_is_held_of_a_client_that_is_gone(address, waits_for):
+    with socket.create_connection(address, 10) as connection:
+        ask(connection, b"/slow", waits_for)
+        for _ in range(3):
+            ask(connection, b"/echo", b"x" * 1000)
+        connection.sendall(b"POST /echo HTTP/1.1\r\nhost: here\r\ncontent-length: 1000\r\n\r\nabc")
+        time.sleep(0.1)
+        if waits_for != b"0":
+            assert PREDICTIONS.held >= 3000
+    end = time.monotonic() + 5
+    while PREDICTIONS.held and time.monotonic() < end:
+        time.sleep(0.01)
+    assert PREDICTIONS.held == 0
