@@ -90,17 +90,21 @@ def ask(connection, path, body=b""):
     connection.sendall(b"POST %b HTTP/1.1\r\nhost: here\r\ncontent-length: %d\r\n\r\n%b" % (path, len(body), body))
 
 
+def receive(connection, size):
+    part = connection.recv(size)
+    assert part, "the server closed the connection"
+    return part
+
+
 def answer(connection):
     """Status and body."""
     came = b""
     while b"\r\n\r\n" not in came:
-        part = connection.recv(1)
-        assert part, came
-        came += part
+        came += receive(connection, 1)
     size = int(came.split(b"content-length: ")[1].split(b"\r")[0])
     body = b""
     while len(body) < size:
-        body += connection.recv(size - len(body))
+        body += receive(connection, size - len(body))
     return int(came[9:12]), body
 
 
