@@ -82,7 +82,7 @@ def test_a_refused_request_is_not_sent_again(tf_serving, inputs, options, kind, 
     assert len(tf_serving.requests) == before + 1
 
 
-@pytest.mark.parametrize("status", ["RESOURCE_EXHAUSTED", "UNAVAILABLE"])
+@pytest.mark.parametrize("status", ["RESOURCE_EXHAUSTED", "UNAVAILABLE", "CANCELLED"])
 def test_a_server_that_is_full_or_away_is_asked_again(tf_serving, status):
     tf_serving.busy, tf_serving.busy_with = 3, grpc.StatusCode[status]
     before = len(tf_serving.requests)

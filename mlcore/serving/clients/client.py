@@ -5,8 +5,8 @@
     versions    the versions that the server holds, and their states
     ready       whether it answers for the model
 
-A call is tried again while the server is away or full (UNAVAILABLE, RESOURCE_EXHAUSTED, 429, 502, 503, a connection
-that is refused or broken), with growing waits, until the deadline; a request that the server refuses is not.
+A call is tried again while the server is away or full (UNAVAILABLE, RESOURCE_EXHAUSTED, CANCELLED, 429, 502, 503, a
+connection that is refused or broken), with growing waits, until the deadline; a request that the server refuses is not.
 """
 
 import abc

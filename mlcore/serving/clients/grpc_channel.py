@@ -92,7 +92,8 @@ def _meaning(error: Any, what: str, timeout_s: float) -> Exception:
     text = f"{what}: {name}: {details}"
     if name == "RESOURCE_EXHAUSTED" and "larger than max" in details:
         return RequestRefusedError(text, name)
-    if name in ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "ABORTED"):
+    # No call is cancelled here: a server that stops cancels those that it has.
+    if name in ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "ABORTED", "CANCELLED"):
         return _Retry(f"{name}: {details}")
     if name == "DEADLINE_EXCEEDED":
         return UnavailableError(f"{what}: no answer within {timeout_s:.3g} s")
