@@ -7,7 +7,6 @@ closures in flight, goes on without a worker that does not answer, and ends with
 import contextlib
 import functools
 import logging
-import math
 import statistics
 import time
 from collections import Counter, deque
@@ -96,7 +95,8 @@ class Coordinator:
             shape = options.get("shape")
             if shape is None and isinstance(initial, functools.partial):
                 shape = initial.keywords.get("shape")
-            if shape is not None and math.prod(self._tf.TensorShape(shape).as_list()) <= _SMALL_VALUE:
+            elements = self._tf.TensorShape(shape).num_elements()
+            if elements is not None and elements <= _SMALL_VALUE:
 
                 def value(*arguments: Any, **more: Any) -> Any:
                     with self._tf.device(self._here):

@@ -115,8 +115,8 @@ def _read_plain(data: bytes, png: Png) -> Mask | None:
     wrong with it.
 
     Pillow has zlib inflate line by line, which is slow. Here isal inflates the whole, and Pillow gets it in stored
-    blocks (RFC 1951, section 3.2.4), to undo the filters of the lines where the pixels are wanted: two thirds of the
-    time.
+    blocks (RFC 1951, section 3.2.4), to undo the filters of the lines where the pixels are wanted: three quarters of
+    the time.
     """
     size = png.height * (1 + png.width)
     if not 0 < size <= MAX_PIXELS:

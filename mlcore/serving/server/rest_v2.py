@@ -79,8 +79,9 @@ class V2:
                 version = request.choose(http.path_params["name"], version_number(http))
                 plan = head.plan(request.signature(head.parameters.get(SIGNATURE)))
                 small = len(body) < LARGE  # without `in_thread`, whose call takes as long as the decoding
-                decoded = plan.decode(body, end) if small else await in_thread(len(body), plan.decode, body, end)
-                inputs, examples = decoded
+                inputs, examples = (
+                    plan.decode(body, end) if small else await in_thread(len(body), plan.decode, body, end)
+                )
                 outputs = await request.run(plan.signature, inputs, examples=examples)
                 size = sum([value.nbytes for value in outputs.values()])
                 answer = {
@@ -89,12 +90,11 @@ class V2:
                     "id": head.id or request.id,
                 }
                 encode = _encode_binary if plan.all_binary else _encode
-                encoded = (
+                answered, json_length = (
                     encode(answer, outputs, plan.wanted)
                     if size < LARGE
                     else await in_thread(size, encode, answer, outputs, plan.wanted)
                 )
-                answered, json_length = encoded
                 if json_length is None:
                     return Answer(answered, _JSON, request.id, version.number)
                 return Answer(answered, _BINARY, request.id, version.number, _LENGTH_LINE % json_length)

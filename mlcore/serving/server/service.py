@@ -162,7 +162,7 @@ class Request:
             service.refused += 1
             if isinstance(error, RequestError):
                 self.code = error.code
-            elif isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+            elif isinstance(error, (asyncio.CancelledError, GeneratorExit)):  # the latter at the end of the process
                 self.code = Code.CANCELLED
             else:
                 log.error("request %s failed: this is a bug in mlcore", self.id, exc_info=error)
