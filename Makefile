@@ -64,7 +64,9 @@ sbom:  ## packages and licences of each kind of image, in build/sbom
 
 # The development set first: the others take its versions, so that images run what the tests ran.
 REQUIREMENTS := docker/requirements
-IMAGE_LOCK := $(LOCK) -c $(REQUIREMENTS)/dev.txt
+CONVERT_LOCK := $(LOCK) -c $(REQUIREMENTS)/dev.txt
+# 15 MB for the trimaps of convert, which no other step reads.
+IMAGE_LOCK := $(CONVERT_LOCK) --no-emit-package=kornia-rs
 # Download and extract read and write plain files, launch and deploy talk to a cluster: neither arrays, pictures, annotations nor reports.
 NOT_FETCH := $(addprefix --no-emit-package=,numpy pillow lxml contextlib2 protobuf google-crc32c jinja2 markupsafe)
 # Asked for by TensorFlow and TensorBoard for what no step does: build packages, Keras 3, show pages.
@@ -78,6 +80,7 @@ lock:  ## resolve the requirement files with hashes from pyproject.toml
 	$(LOCK) pyproject.toml $(REQUIREMENTS)/tensorflow.in --extra detection --extra serving --extra kubeflow --extra image --extra dev -o $(REQUIREMENTS)/dev.txt
 	$(IMAGE_LOCK) pyproject.toml --extra image $(NOT_FETCH) -o $(REQUIREMENTS)/fetch.txt
 	$(IMAGE_LOCK) pyproject.toml --extra image -o $(REQUIREMENTS)/data.txt
+	$(CONVERT_LOCK) pyproject.toml --extra image -o $(REQUIREMENTS)/convert.txt
 	$(IMAGE_LOCK) pyproject.toml --extra image --extra client -o $(REQUIREMENTS)/client.txt
 	$(IMAGE_LOCK) pyproject.toml --extra image --extra kubeflow $(NOT_FETCH) -o $(REQUIREMENTS)/kubeflow.txt
 	$(IMAGE_LOCK) pyproject.toml --extra image --extra tf $(REQUIREMENTS)/tensorflow.in $(NOT_RUN) -o $(REQUIREMENTS)/tensorflow.txt

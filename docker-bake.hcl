@@ -19,7 +19,7 @@ variable "STEPS" {
   default = [
     { name = "download", flavour = "fetch" },
     { name = "extract", flavour = "fetch" },
-    { name = "convert", flavour = "data" },
+    { name = "convert", flavour = "convert" },
     { name = "train", flavour = "detection" },
     { name = "evaluate", flavour = "detection" },
     { name = "export", flavour = "detection" },
@@ -42,7 +42,7 @@ variable "VARIANTS" {
   ]
 }
 
-variable "LIGHT" { default = ["fetch", "data", "client", "kubeflow"] }  # flavours without TensorFlow
+variable "LIGHT" { default = ["fetch", "data", "convert", "client", "kubeflow"] }  # flavours without TensorFlow
 
 group "default" {
   targets = ["step", "variant"]

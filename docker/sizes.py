@@ -14,6 +14,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 BOUNDS = {
     "fetch": 60,
     "data": 120,
+    "convert": 120,
     "client": 250,
     "kubeflow": 80,
     "serving": 1200,

@@ -137,13 +137,13 @@ class Conversion:
                 names = ", ".join(sorted(name for name in classes.values() if name.casefold() == folded))
                 log.warning("classes differ in capitals only: %s; if they are one class, mend the annotations", names)
         one_based = counts_from_one(evidence.starts_at_0, evidence.starts_at_1)
-        if self.box_origin == "auto":
+        if self.box_origin != "auto":
+            one_based = self.box_origin == "1"
+        elif self.job.annotations == "xml":  # boxes around masks are edges
             log.info(
                 "pixels are counted from %d: %d boxes start at 0, %d at 1",
                 one_based, evidence.starts_at_0, evidence.starts_at_1,
             )  # fmt: skip
-        else:
-            one_based = self.box_origin == "1"
         return Decisions({name: number for number, name in classes.items()}, one_based)
 
     def finish(self, directory: Path, results: Sequence[ShardResult], decisions: Decisions) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def test_every_step_has_an_image_and_every_image_is_a_step_or_a_variant_of_one(b
 
 def test_one_step_can_be_built_alone(bake):
     (target,) = bake("convert").values()
-    assert target["args"] == {"FLAVOUR": "data", "STEP": "convert"}
+    assert target["args"] == {"FLAVOUR": "convert", "STEP": "convert"}
     assert target["tags"] == ["mlcore/convert:latest"]
 
 
