@@ -27,10 +27,10 @@ from mlcore.runtime.errors import MlcoreError, TransientError, UsageError
 
 MAX_REDIRECTS = 10
 _TRANSIENT_STATUSES = {408, 425, 429, 500, 502, 503, 504}
-# On the own machine or its neighbour (round trip below this) a window of 1 MiB is enough for any link, and the bytes
+# On the own machine or its neighbour (round trip below this) a window of 2 MiB is enough for any link, and the bytes
 # are still in the processor's cache when they are read; the kernel would let the buffer grow to many megabytes.
 _NEAR_MICROSECONDS = 300
-_NEAR_BUFFER_BYTES = 256 << 10
+_NEAR_BUFFER_BYTES = 1 << 20  # which the kernel doubles
 _TCP_INFO_RTT = slice(68, 72)  # tcpi_rtt in struct tcp_info of linux/tcp.h
 
 
