@@ -9,29 +9,21 @@ processes are timed in turn, imports included; medians of wall and CPU time. Wal
 
 import argparse
 import io
-import os
 import random
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
+from processes import Cost, run, settle
 
 PEER = Path(__file__).parent / "peers" / "pets_tfrecord.py"
 WIDTH, HEIGHT = 500, 375
 BREEDS = ("Abyssinian", "american_bulldog", "basset_hound", "Bengal", "keeshond", "Ragdoll", "yorkshire_terrier")
 JPEG_BYTES = 88_000  # mean of the real data set
-
-
-class Cost(NamedTuple):
-    wall_s: float
-    cpu_s: float
 
 
 def main() -> int:
@@ -72,7 +64,7 @@ def compare(target: str, data: Path, images: int, out: Path, rounds: int) -> Non
     for _ in range(rounds):
         for name, command in commands.items():
             shutil.rmtree(out, ignore_errors=True)
-            os.sync()
+            settle(out.parent, images // 8)  # records of 88 kB
             costs[name].append(run(command))
     print(f"{target}, {images} images, median of {rounds}")
     medians = {name: Cost(*map(statistics.median, zip(*values, strict=True))) for name, values in costs.items()}
@@ -81,17 +73,6 @@ def compare(target: str, data: Path, images: int, out: Path, rounds: int) -> Non
         wall = f"wall {cost.wall_s:6.2f} s ({images / cost.wall_s:6.0f} images/s, {peer.wall_s / cost.wall_s:4.1f} x)"
         cpu = f"CPU {cost.cpu_s:6.2f} s ({peer.cpu_s / cost.cpu_s:4.1f} x)"
         print(f"  {name:20} {wall}   {cpu}", flush=True)
-
-
-def run(command: list[str]) -> Cost:
-    """Time one process with its children."""
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-    started, before = time.perf_counter(), os.times()
-    done = subprocess.run(command, env=environment, capture_output=True, check=False)
-    wall, after = time.perf_counter() - started, os.times()
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}: {done.returncode}\n{done.stderr.decode()[-2000:]}")
-    return Cost(wall, after.children_user + after.children_system - before.children_user - before.children_system)
 
 
 def make_pets(folder: Path, images: int) -> None:

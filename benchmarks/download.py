@@ -11,8 +11,9 @@ import shutil
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
+
+from processes import Cost, run, settle
 
 SERVER = """
 import os, socket, sys, threading
@@ -33,32 +34,6 @@ while True:
 """
 
 
-def measure(command: list[str]) -> tuple[float, float, float]:
-    """CPU seconds, wall seconds and peak MB of a process and its children."""
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    wall = time.perf_counter() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{command[0]} failed with {process.returncode}")
-    return used.ru_utime + used.ru_stime, wall, used.ru_maxrss / 1000
-
-
-def _touch_memory(path: Path, megabytes: int) -> None:
-    """Have the memory ready that a new file takes, and nothing left to be written back.
-
-    A virtual machine gives freed memory back to its host after seconds, and gets it anew at several times the cost of
-    all else that is measured here, by chance for the one program or the other.
-    """
-    with path.open("wb") as file:
-        for _ in range(megabytes):
-            file.write(bytes(1_048_576))
-    os.sync()
-    path.unlink()
-    os.sync()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scratch", type=Path)
@@ -77,14 +52,14 @@ def main() -> None:
         "curl": ["curl", "-sf", "-o", str(output / "source.bin"), url],
         "mlcore": [sys.executable, "-m", "mlcore", "download", f"--url={url}", f"--output-dir={output}"],
     }
-    runs: dict[str, list[tuple[float, float, float]]] = {name: [] for name in commands}
+    runs: dict[str, list[Cost]] = {name: [] for name in commands}
     try:
         for _ in range(arguments.rounds):
             for name, command in commands.items():
                 shutil.rmtree(output, ignore_errors=True)
                 output.mkdir()
-                _touch_memory(output / "touch", arguments.megabytes)
-                runs[name].append(measure(command))
+                settle(output, arguments.megabytes)
+                runs[name].append(run(command))
     finally:
         server.terminate()
         source.unlink()

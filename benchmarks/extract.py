@@ -3,21 +3,21 @@
     python benchmarks/extract.py SCRATCH DATA [--megabytes=600] [--rounds=5]
 
 DATA is a tar.gz with JPEGs (such as bccd.tar.gz); they are encoded again to about 100 kB each, distinct within gzip's
-window, so that they compress as photographs do. Bounds: CPU 0.65 times GNU tar's, wall 0.9 times.
+window, so that they compress as photographs do. SCRATCH needs room for 600 MB a run. Bounds: CPU 0.65 times GNU tar's,
+wall 0.9 times.
 """
 
 import argparse
 import io
-import os
 import shutil
 import statistics
 import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 
 from PIL import Image
+from processes import Cost, run, settle
 
 
 def make_archive(source: Path, archive: Path, megabytes: int) -> None:
@@ -49,18 +49,6 @@ def make_archive(source: Path, archive: Path, megabytes: int) -> None:
             raise SystemExit("gzip failed")
 
 
-def measure(command: list[str]) -> tuple[float, float, float]:
-    """CPU seconds, wall seconds and peak MB of a process and its children."""
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    wall = time.perf_counter() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{command[0]} failed with {process.returncode}")
-    return used.ru_utime + used.ru_stime, wall, used.ru_maxrss / 1000
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scratch", type=Path)
@@ -69,21 +57,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     arguments.scratch.mkdir(parents=True, exist_ok=True)
-    archive, output = arguments.scratch / f"images-{arguments.megabytes}.tar.gz", arguments.scratch / "unpacked"
+    archive, outputs = arguments.scratch / f"images-{arguments.megabytes}.tar.gz", arguments.scratch / "unpacked"
     if not archive.exists():
         make_archive(arguments.data, archive, arguments.megabytes)
-    commands = {
-        "tar": ["tar", "-xzf", str(archive), "-C", str(output)],
-        "mlcore": [sys.executable, "-m", "mlcore", "extract", f"--archive={archive}", f"--output-dir={output}"],
-    }
-    runs: dict[str, list[tuple[float, float, float]]] = {name: [] for name in commands}
-    for _ in range(arguments.rounds):
-        for name, command in commands.items():
-            shutil.rmtree(output, ignore_errors=True)
-            output.mkdir()
-            os.sync()  # the writing back of one must not slow the other
-            runs[name].append(measure(command))
-    shutil.rmtree(output, ignore_errors=True)
+    shutil.rmtree(outputs, ignore_errors=True)
+    runs: dict[str, list[Cost]] = {"tar": [], "mlcore": []}
+    for number in range(arguments.rounds):
+        for name, costs in runs.items():
+            # Kept to the end: where many files were deleted within a minute, ext4 looks long for a place for new ones.
+            output = outputs / f"{name}-{number}"
+            output.mkdir(parents=True)
+            ours = [sys.executable, "-m", "mlcore", "extract", f"--archive={archive}", f"--output-dir={output}"]
+            settle(arguments.scratch, arguments.megabytes)
+            costs.append(run(["tar", "-xzf", str(archive), "-C", str(output)] if name == "tar" else ours))
+    shutil.rmtree(outputs)
     medians = {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in runs.items()}
     for name, (cpu, wall, peak) in medians.items():
         print(f"{name:7} cpu {cpu:5.2f} s   wall {wall:5.2f} s   peak {peak:4.0f} MB")
