@@ -1,5 +1,6 @@
 """Whether other members are there: real servers and sockets on loopback."""
 
+import functools
 import logging
 import socket
 import threading
@@ -10,6 +11,7 @@ import grpc
 import pytest
 from processes import free_ports
 
+from mlcore.cluster import guard as guards
 from mlcore.cluster import peers
 from mlcore.cluster.config import Member
 from mlcore.cluster.guard import PeerGuard
@@ -105,7 +107,8 @@ def test_presence_answers_until_it_is_closed_and_then_frees_the_port():
 
 
 def test_guard_notices_a_lost_parameter_server_and_a_silent_worker(server, stopped_server, monkeypatch):
-    monkeypatch.setattr(peers, "PROBE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(guards, "troubles_with", functools.partial(troubles_with, timeout_s=0.2))
+    monkeypatch.setattr(guards, "_POLL_INTERVAL_S", 0.2)
     (closed,) = free_ports(1)
     worker = member(stopped_server, "worker", 3)
     guard = PeerGuard([member(server)], [worker])
