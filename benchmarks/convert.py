@@ -64,7 +64,7 @@ def compare(target: str, data: Path, images: int, out: Path, rounds: int) -> Non
     for _ in range(rounds):
         for name, command in commands.items():
             shutil.rmtree(out, ignore_errors=True)
-            settle(out.parent, images // 8)  # records of 88 kB
+            settle(out.parent, images * JPEG_BYTES // 1_000_000)
             costs[name].append(run(command))
     print(f"{target}, {images} images, median of {rounds}")
     medians = {name: Cost(*map(statistics.median, zip(*values, strict=True))) for name, values in costs.items()}

@@ -61,15 +61,18 @@ def main() -> None:
     if not archive.exists():
         make_archive(arguments.data, archive, arguments.megabytes)
     shutil.rmtree(outputs, ignore_errors=True)
-    runs: dict[str, list[Cost]] = {"tar": [], "mlcore": []}
+    commands = {
+        "tar": ["tar", "-xzf", str(archive), "-C"],
+        "mlcore": [sys.executable, "-m", "mlcore", "extract", f"--archive={archive}", "--output-dir"],
+    }
+    runs: dict[str, list[Cost]] = {name: [] for name in commands}
     for number in range(arguments.rounds):
-        for name, costs in runs.items():
+        for name, command in commands.items():
             # Kept to the end: where many files were deleted within a minute, ext4 looks long for a place for new ones.
             output = outputs / f"{name}-{number}"
             output.mkdir(parents=True)
-            ours = [sys.executable, "-m", "mlcore", "extract", f"--archive={archive}", f"--output-dir={output}"]
             settle(arguments.scratch, arguments.megabytes)
-            costs.append(run(["tar", "-xzf", str(archive), "-C", str(output)] if name == "tar" else ours))
+            runs[name].append(run([*command, str(output)]))
     shutil.rmtree(outputs)
     medians = {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in runs.items()}
     for name, (cpu, wall, peak) in medians.items():

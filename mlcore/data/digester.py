@@ -8,7 +8,7 @@ from collections.abc import Iterable
 # Measured: half a megabyte at a time stays in the processor's cache on its way from the socket through the digest to
 # the file, and leaves little to Python. Hashing in a second thread was no faster on the clock, since each byte went
 # through the caches of two cores.
-PIECE_BYTES = 512 << 10
+_PIECE_BYTES = 512 << 10
 
 
 class Digester:
@@ -23,7 +23,7 @@ class Digester:
         self.position = 0
         self._hashes = {name: hashlib.new(name) for name in self._algorithms}
         # Whole pages, which the kernel copies at the least cost: a third less than at bytearray's address.
-        self.buffer = memoryview(mmap.mmap(-1, PIECE_BYTES))
+        self.buffer = memoryview(mmap.mmap(-1, _PIECE_BYTES))
 
     def add(self, count: int) -> None:
         """Hash the first `count` bytes of the buffer."""

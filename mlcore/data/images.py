@@ -146,7 +146,6 @@ class Png(NamedTuple):
         height: Lines.
         bits: Of a sample.
         colour: Colour type: 0 grey, 2 RGB, 3 palette, 4 and 6 with alpha.
-        interlaced: Whether its lines are stored in seven passes.
         orientation: Of its EXIF block, 1 to 8.
         pixels: Where its compressed pixels are in the file, in order (IDAT).
     """
@@ -155,7 +154,6 @@ class Png(NamedTuple):
     height: int
     bits: int
     colour: int
-    interlaced: bool
     orientation: int
     pixels: list[slice]
 
@@ -191,8 +189,8 @@ def read_png(data: bytes) -> Png:
         raise ImageError("PNG without a header")
     if not ended:
         raise ImageError("PNG cut off")
-    width, height, bits, colour, _, _, interlace = ihdr
-    return Png(width, height, bits, colour, interlace != 0, orientation, pixels)
+    width, height, bits, colour, _, _, _ = ihdr
+    return Png(width, height, bits, colour, orientation, pixels)
 
 
 def _read_png(data: bytes) -> Header:

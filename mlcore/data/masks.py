@@ -10,7 +10,7 @@ import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from isal import isal_zlib
+from isal import igzip_lib, isal_zlib
 from kornia_rs.io import decode_image_png_u8
 
 from mlcore.data.boxes import Box
@@ -45,16 +45,11 @@ class Mask(NamedTuple):
 
 def pack_mask(pixels: "NDArray[np.bool_]") -> Mask:
     """A mask from one truth value for each pixel, shape (height, width)."""
-    return _pack_other_than(0, pixels.view(np.uint8))
-
-
-def _pack_other_than(background: int, pixels: "NDArray[np.uint8]") -> Mask:
-    """A mask of the pixels that are not background, shape (height, width)."""
     height, width = pixels.shape
     # Lines as a packed mask has them, eight pixels more at the left and then whole bytes: so all of them are packed in
     # one piece, half of the time that numpy takes line by line.
     lines = np.zeros((height, 8 + -(-width // 8) * 8), np.bool_)
-    np.not_equal(pixels, background, out=lines[:, 8 : 8 + width])
+    lines[:, 8 : 8 + width] = pixels
     return Mask(width, np.packbits(lines).reshape(height, -1))
 
 
@@ -70,18 +65,23 @@ def read_trimap(data: bytes) -> Mask:
             f"pixels of PNG colour type {png.colour} with {png.bits} bits; expected grey of 8, or a palette"
         )
     pixels = _decode_bytes(data, png)
-    return _pack_other_than(BACKGROUND, np.asarray(decode(data, ("PNG",))) if pixels is None else pixels)
+    return pack_mask((np.asarray(decode(data, ("PNG",))) if pixels is None else pixels) != BACKGROUND)
 
 
 def _decode_bytes(data: bytes, png: Png) -> "NDArray[np.uint8] | None":
-    """The pixels of a PNG of one byte a pixel, in a third of Pillow's time; None where Pillow has to read it, or has to
-    say what is wrong with it.
+    """The pixels of a PNG of one byte a pixel, in less than half of Pillow's time; None where Pillow has to read it, or
+    has to say what is wrong with it.
     """
-    if png.bits != 8 or png.width * png.height > MAX_PIXELS:
+    size = png.height * (1 + png.width)  # in seven passes (interlaced) it is another
+    if png.bits != 8 or not 0 < size <= MAX_PIXELS:
         return None
     try:
+        # kornia-rs does not look at the checksum of the pixels; isal does, at the end of the stream.
+        inflater = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_ZLIB)
+        if len(inflater.decompress(b"".join(data[part] for part in png.pixels), size + 1)) != size or not inflater.eof:
+            return None
         return decode_image_png_u8(data, (png.height, png.width), "mono")[:, :, 0]
-    except Exception:  # it raises nothing narrower
+    except Exception:  # kornia-rs raises nothing narrower
         return None
 
 

@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 
 MAX_BACKOFF_S = 60.0
 MAX_RETRY_AFTER_S = 600.0
-# A file system that keeps a file in memory in pieces as large as each write (ext4 does) finds room for larger ones in
-# memory that nobody touched for long: on a virtual machine that took several times as long.
+# ext4 caches what one write brings in one piece of memory, and on a virtual machine large pieces are often such as the
+# host must first hand out: larger writes took up to ten times as long.
 _WRITE_BYTES = 256 << 10
 
 
