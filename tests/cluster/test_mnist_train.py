@@ -15,11 +15,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 @pytest.fixture
 def flags(shared_data, tmp_path):
-    """A training of constant rate, so that a longer one begins as a shorter one does."""
+    """A training of constant rate, so that a longer one begins as a shorter one does.
+
+    The rate is low: at 0.001 the loss of one cluster differs from that of the next by 4 % (standard deviation of
+    twelve), at 0.0003 by 1 %, and the tests compare losses.
+    """
     return [
         sys.executable, "-m", "mlcore", "mnist-train", f"--data-dir={shared_data / 'mnist'}",
-        f"--model-dir={tmp_path / 'model'}", "--learning-rate-schedule=constant", "--evaluation-timeout-s=60",
-        "--start-timeout-s=120",
+        f"--model-dir={tmp_path / 'model'}", "--learning-rate=0.0003", "--learning-rate-schedule=constant",
+        "--evaluation-timeout-s=60", "--start-timeout-s=120",
     ]  # fmt: skip
 
 
