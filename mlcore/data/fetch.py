@@ -75,7 +75,7 @@ def fetch_all(
         stall_timeout_s: Longest time without a byte, in seconds.
         backoff_s: First wait after a failure, in seconds; doubles with each, up to a minute.
         overwrite: Replace files that are there and differ.
-        before_replacing: Called before a file that is there is fetched again, to be replaced.
+        before_replacing: Called before a file that is there is replaced by one that was fetched again.
 
     Returns:
         What is there now, in the order of `files`.
@@ -235,11 +235,10 @@ class _Run:
     def _one(self, file: RemoteFile) -> Fetched:
         there = self._existing(file)
         if there is None:
-            if (self.directory / file.name).exists():
-                self.before_replacing()
             transfer = Transfer(
                 file, self.directory, self.client, self.space, self.retries, self.backoff_s, self.stopping,
                 on_total=lambda total: self._know_total(file.name, total), on_bytes=self.progress.update,
+                before_replacing=self.before_replacing,
             )  # fmt: skip
             there = transfer.run()
             log.info("%s: %s, sha256 %s", there.path, format_amount(there.size, "B"), there.sha256)

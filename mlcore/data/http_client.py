@@ -19,11 +19,12 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
 from email.message import Message
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from mlcore import __version__
 from mlcore.data.remote import local_path, shown
 from mlcore.runtime.errors import MlcoreError, TransientError, UsageError
+from mlcore.runtime.progress import format_duration
 
 MAX_REDIRECTS = 10
 _TRANSIENT_STATUSES = {408, 425, 429, 500, 502, 503, 504}
@@ -31,6 +32,7 @@ _TRANSIENT_STATUSES = {408, 425, 429, 500, 502, 503, 504}
 # are still in the processor's cache when they are read; the kernel would let the buffer grow to many megabytes.
 _NEAR_MICROSECONDS = 300
 _NEAR_BUFFER_BYTES = 1 << 20  # which the kernel doubles
+_FILL_S = 1.0
 _TCP_INFO_RTT = slice(68, 72)  # tcpi_rtt in struct tcp_info of linux/tcp.h
 
 
@@ -49,13 +51,6 @@ class SourceError(Exception):
         self.retry_after_s = retry_after_s
 
 
-class Readable(Protocol):
-    """The body of a reply."""
-
-    def readinto(self, buffer: memoryview, /) -> int | None: ...
-    def close(self) -> None: ...
-
-
 class Reply:
     """An answer whose body has not been read.
 
@@ -65,15 +60,17 @@ class Reply:
         length: Bytes of the body, None where the server does not say.
         start: Where the body starts in the file.
         total: Bytes of the whole file, None where the server does not say.
+        encoding: Content-Encoding, empty where there is none.
         etag: Strong or weak ETag, empty where there is none.
         last_modified: Last-Modified, empty where there is none.
     """
 
-    def __init__(self, status: int, body: Readable, headers: Mapping[str, str]) -> None:
+    def __init__(self, status: int, body: http.client.HTTPResponse | io.RawIOBase, headers: Mapping[str, str]) -> None:
         self.status = status
         self.body = body
+        self._broken: SourceError | None = None
         length = headers.get("content-length", "")
-        self.length = int(length) if length.isdigit() else None
+        self.length = int(length) if length.isdecimal() else None
         if headers.get("transfer-encoding", "").lower() == "chunked":
             self.length = None
         self.start, self.total = 0, self.length
@@ -83,23 +80,51 @@ class Reply:
             self.total = int(found[2]) if found and found[2].isdigit() else None
             if status == 206 and self.total is None and self.length is not None:
                 self.total = self.start + self.length
+        self.encoding = headers.get("content-encoding", "").strip().lower()
         self.etag = headers.get("etag", "")
         self.last_modified = headers.get("last-modified", "")
 
     def readinto(self, buffer: memoryview) -> int:
-        """Fill the buffer with the next bytes; 0 at the end.
+        """Fill the buffer with the next bytes, or with those that came within a second; 0 at the end.
+
+        So what came over a slow connection is soon in the caller's hands, as is what came before one broke.
 
         Raises:
-            SourceError: The connection broke or stalled.
+            SourceError: The connection broke or stalled, and all that came before was returned.
         """
+        filled = 0
+        end = time.monotonic() + _FILL_S
         try:
-            return self.body.readinto(buffer) or 0
+            while filled < len(buffer) and self._broken is None:
+                count = _read_some(self.body, buffer[filled:])
+                filled += count
+                if count == 0 or time.monotonic() > end:
+                    break
         except (OSError, http.client.HTTPException) as error:
-            raise _source_error(error) from error
+            self._broken = _source_error(error)
+        if self._broken is not None and not filled:
+            raise self._broken
+        return filled
 
     def close(self) -> None:
         """Give the connection up."""
         self.body.close()
+
+
+def _read_some(body: http.client.HTTPResponse | io.RawIOBase, buffer: memoryview) -> int:
+    """What one read gives; `readinto` of a response would go on until the buffer is full, and lose all on an error."""
+    if not isinstance(body, http.client.HTTPResponse):
+        return body.readinto(buffer) or 0
+    if body.chunked:
+        return body.readinto1(buffer)
+    # Straight into the buffer: the response's own readinto1 makes a block of bytes first, and copies it.
+    if body.fp is None:
+        return 0
+    if body.length is None:
+        return body.fp.readinto1(buffer)
+    count = body.fp.readinto1(buffer[: body.length])
+    body.length -= count
+    return count
 
 
 class Client:
@@ -129,7 +154,7 @@ class Client:
         Raises:
             SourceError: No usable answer.
         """
-        if url.startswith("file:"):
+        if urllib.parse.urlsplit(url).scheme == "file":
             return _open_local(url)
         url = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")  # letters beyond ASCII, as browsers do
         request = urllib.request.Request(url, headers={
@@ -142,15 +167,18 @@ class Client:
             response = opener.open(request, timeout=self.connect_timeout_s)
         except urllib.error.HTTPError as error:
             if error.code in (304, 416):
-                return Reply(error.code, io.BytesIO(), _lower(error.headers))
+                error.close()
+                return Reply(error.code, io.FileIO(os.devnull), _lower(error.headers))
             error.close()
+            wait = _retry_after(error.headers.get("Retry-After"))
+            asked = f" and asks to wait {format_duration(wait)}" if wait else ""
             raise SourceError(
-                f"the server answered {error.code} {error.reason}".strip(),
+                f"the server answered {error.code} {error.reason}".strip() + asked,
                 TransientError if error.code in _TRANSIENT_STATUSES else UsageError,
-                retry_after_s=_retry_after(error.headers.get("Retry-After")),
+                retry_after_s=wait,
             ) from error
         except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
-            raise _source_error(error) from error
+            raise _source_error(error, _proxy_of(request)) from error
         except ValueError as error:  # a redirect to what is no address
             raise SourceError(str(error), UsageError) from error
         if response.status not in (200, 206):
@@ -273,7 +301,7 @@ def _retry_after(value: str | None) -> float | None:
     """Seconds of a Retry-After header, which holds seconds or a date."""
     if not value:
         return None
-    if value.strip().isdigit():
+    if value.strip().isdecimal():
         return float(value)
     try:
         return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
@@ -281,7 +309,12 @@ def _retry_after(value: str | None) -> float | None:
         return None
 
 
-def _source_error(error: Exception) -> SourceError:
+def _proxy_of(request: urllib.request.Request) -> str:
+    """Host and port of the proxy that a request went through; empty where there was none."""
+    return request.host if request.host != urllib.parse.urlsplit(request.full_url).netloc else ""
+
+
+def _source_error(error: Exception, proxy: str = "") -> SourceError:
     """What a broken connection means for the next try."""
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(reason, ssl.SSLCertVerificationError):
@@ -289,12 +322,16 @@ def _source_error(error: Exception) -> SourceError:
             f"its certificate is not trusted ({reason.verify_message}); for an authority of your own set SSL_CERT_FILE",
             UsageError,
         )
+    via = f" (through the proxy {proxy} of the environment)" if proxy else ""
     if isinstance(reason, TimeoutError):
-        return SourceError("timed out", TransientError)
+        return SourceError(f"timed out{via}", TransientError)
     if isinstance(reason, socket.gaierror):
         outcome = UsageError if reason.errno == socket.EAI_NONAME else TransientError
-        return SourceError(f"the host name is not known ({reason.strerror})", outcome)
+        whose = f"the name of the proxy {proxy}" if proxy else "the host name"
+        return SourceError(f"{whose} is not known ({reason.strerror})", outcome)
+    if isinstance(reason, http.client.InvalidURL):
+        return SourceError(f"no address: {reason}", UsageError)
     if isinstance(reason, http.client.IncompleteRead):
         return SourceError("the connection broke", TransientError)
     text = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
-    return SourceError(text[:1].lower() + text[1:], TransientError)
+    return SourceError(text[:1].lower() + text[1:] + via, TransientError)

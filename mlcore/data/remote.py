@@ -67,22 +67,29 @@ def shown(url: str) -> str:
     return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
+def _without_secrets(url: str) -> str:
+    """The same for what cannot be taken apart as an address."""
+    return re.sub(r"^([^/]*//)?.*@", r"\1", re.split(r"[?#]", url, maxsplit=1)[0])
+
+
 def check_url(url: str) -> None:
     """Refuse an address that cannot be fetched.
 
     Raises:
         UsageError: It is no http, https or file address, or holds a user name.
     """
-    if any(ord(character) <= 32 or ord(character) == 127 for character in url):
-        raise UsageError(f"--url={shown(url)!r}: spaces and control characters must be percent-encoded")
     try:
         parts = urllib.parse.urlsplit(url)
         _ = parts.port
     except ValueError as error:
-        raise UsageError(f"--url={url}: not an address ({error})") from error
+        raise UsageError(f"--url={_without_secrets(url)}: not an address") from error
+    if any(ord(character) <= 32 or ord(character) == 127 for character in url):
+        raise UsageError(f"--url={shown(url)!r}: spaces and control characters must be percent-encoded")
     if parts.scheme not in SCHEMES:
         hint = f"; for a local file write file://{url}" if url.startswith("/") else ""
         raise UsageError(f"--url={shown(url)}: expected an http://, https:// or file:// address{hint}")
+    if parts.scheme == "file" and "%00" in parts.path:
+        raise UsageError(f"--url={shown(url)}: no path has a null character")
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost"):
             raise UsageError(

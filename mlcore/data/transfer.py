@@ -106,6 +106,7 @@ class Transfer:
         stopping: Ends the transfer when set.
         on_total: Called with the size once it is known.
         on_bytes: Called with each number of bytes gained (negative: given up).
+        before_replacing: Called before a file of the same name is replaced.
     """
 
     file: RemoteFile
@@ -117,6 +118,7 @@ class Transfer:
     stopping: threading.Event
     on_total: Callable[[int], None]
     on_bytes: Callable[[int], None]
+    before_replacing: Callable[[], object]
     _state: PartState = field(default_factory=PartState)
     _furthest: int = 0
     _counted: int = 0
@@ -228,11 +230,16 @@ class Transfer:
                 if reply.start != offset or (self._state.total is not None and reply.total != self._state.total):
                     self._truncate(descriptor)
                     raise SourceError("the server sent another part than asked for; starting again", TransientError)
+                if self._has_changed(mirror, reply):  # a server that knows no If-Range
+                    self._truncate(descriptor)
+                    raise SourceError("the file has changed there; starting again", TransientError)
                 log.info("%s: going on after %s", self.file.name, format_amount(offset, "B"))
             elif offset:
                 log.info("%s: %s sends it from the start", self.file.name, shown(mirror.url))
                 self._truncate(descriptor)
                 offset = 0
+            if reply.encoding not in ("", "identity"):  # against what was asked; a .gz may be called so by mistake
+                log.warning("%s: the server calls it %s-encoded; kept as it comes", self.file.name, reply.encoding)
             self._check_total(reply)
             self._write_state(mirror, reply, offset)
             self._receive(reply, descriptor, offset, digester)
@@ -248,6 +255,13 @@ class Transfer:
             self._state.mixed = True
             return {"Range": f"bytes={offset}-"}
         return {}
+
+    def _has_changed(self, mirror: Mirror, reply: Reply) -> bool:
+        """Whether a part is of another file than the bytes that are there, of the same address."""
+        if self._state.url != shown(mirror.url):
+            return False
+        signs = (self._state.etag, reply.etag), (self._state.last_modified, reply.last_modified)
+        return any(before and now and before != now for before, now in signs)
 
     def _check_total(self, reply: Reply) -> None:
         if self.file.size is not None and reply.total is not None and reply.total != self.file.size:
@@ -301,6 +315,8 @@ class Transfer:
                 f"what came is set aside as {bad}",
                 DataError,
             )
+        if self.path.exists():
+            self.before_replacing()
         self._part.rename(self.path)
         self._state_file.unlink(missing_ok=True)
         etag, modified = self._state.etag, self._state.last_modified

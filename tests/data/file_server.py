@@ -3,7 +3,9 @@
 import hashlib
 import http.server
 import re
+import socket
 import ssl
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -18,23 +20,29 @@ class Behaviour:
     Attributes:
         data: The file's bytes.
         ranges: Whether Range is honoured.
+        if_range: Whether If-Range is.
         etag: ETag; empty for none; `auto` for one of the bytes.
         cut_after: For each request in turn, bytes after which the connection is cut (None: not).
         statuses: For each request in turn, (status, headers) to answer instead of the file; (0, {}) for the file.
         stall_s: Seconds of silence in the middle of the first reply.
         pause_s: Seconds between blocks of 64 KiB.
         chunked: Whether the length is not said.
+        resets: Whether a cut is a reset, which throws away what was not read yet, and not a close.
+        headers: More headers of the reply.
         redirect: Location to send the client to.
     """
 
     data: bytes = b""
     ranges: bool = True
+    if_range: bool = True
     etag: str = "auto"
     cut_after: list[int | None] = field(default_factory=list)
     statuses: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     stall_s: float = 0
     pause_s: float = 0
     chunked: bool = False
+    resets: bool = False
+    headers: dict[str, str] = field(default_factory=dict)
     redirect: str = ""
     requests: list[dict[str, str]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
@@ -73,7 +81,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         start, status = 0, 200
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if now.ranges and wanted and self.headers.get("If-Range", etag) == etag:
+        if now.ranges and wanted and (not now.if_range or self.headers.get("If-Range", etag) == etag):
             start, status = int(wanted[1]), 206
             if start >= len(now.data):
                 self.send_response(416)
@@ -83,6 +91,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 return
         body = now.data[start:]
         self.send_response(status)
+        for name, value in now.headers.items():
+            self.send_header(name, value)
         if etag:
             self.send_header("ETag", etag)
         if status == 206:
@@ -109,6 +119,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
         if cut is not None:
             self.close_connection = True
+            if now.resets:
+                time.sleep(0.2)  # until the other side has read
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
 
 
 class _Server(http.server.ThreadingHTTPServer):

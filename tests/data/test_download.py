@@ -374,3 +374,99 @@ def test_memory_stays_under_80_mb_for_200_mb(tmp_path: Path) -> None:
                               capture_output=True, text=True, check=True)  # fmt: skip
     assert (tmp_path / "a").stat().st_size == 200 << 20
     assert int(done.stdout.split()[-1]) < 80_000
+
+
+def test_a_server_that_knows_no_if_range_does_not_mix_two_files(tmp_path: Path) -> None:
+    with serving(Behaviour(DATA, if_range=False, cut_after=[400_000])) as server:
+        with pytest.raises(TransientError):
+            download(url=(f"{server.url}/a",), output_dir=tmp_path, retries=0, **QUICK)
+        server.data = DATA[::-1]
+        download(url=(f"{server.url}/a",), output_dir=tmp_path, **QUICK)
+    assert (tmp_path / "a").read_bytes() == DATA[::-1]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_what_came_before_each_reset_is_kept(tmp_path: Path, chunked: bool) -> None:
+    with serving(Behaviour(DATA, cut_after=[150_000] * 6, resets=True, chunked=chunked)) as server:
+        download(url=(f"{server.url}/a",), output_dir=tmp_path, retries=1, **QUICK)
+        asked = [int(request.get("range", "bytes=0-")[6:-1]) for request in server.requests]
+    assert (tmp_path / "a").read_bytes() == DATA
+    assert asked == [150_000 * number for number in range(7)]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_slow_transfer_that_is_killed_keeps_what_came(tmp_path: Path, chunked: bool) -> None:
+    with serving(Behaviour(DATA, pause_s=0.3, chunked=chunked)) as server:
+        process = subprocess.Popen(_command(tmp_path, f"--url={server.url}/a"), stderr=subprocess.DEVNULL)
+        while not server.requests:
+            time.sleep(0.01)
+        time.sleep(2)
+        process.kill()
+        process.wait()
+    assert (tmp_path / ".a.part").stat().st_size >= 65_536
+
+
+def test_a_failed_replacement_keeps_the_file_and_its_record(tmp_path: Path) -> None:
+    with serving(Behaviour(DATA)) as server:
+        download(url=(f"{server.url}/a",), output_dir=tmp_path, **QUICK)
+        before = (tmp_path / "_SUCCESS.json").read_bytes()
+        server.data = b"new"
+        server.statuses = [(0, {}), (404, {})]
+        with pytest.raises(UsageError, match="404"):
+            download(url=(f"{server.url}/a",), output_dir=tmp_path, overwrite=True, **QUICK)
+        assert (tmp_path / "a").read_bytes() == DATA and (tmp_path / "_SUCCESS.json").read_bytes() == before
+        download(url=(f"{server.url}/a",), output_dir=tmp_path, overwrite=True, **QUICK)
+    assert (tmp_path / "a").read_bytes() == b"new"
+
+
+def test_a_proxy_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for proxy, words in (
+        ("127.0.0.1:1", "refused .*the proxy 127.0.0.1:1"),
+        ("nohost.invalid:8", "of the proxy nohost"),
+    ):
+        monkeypatch.setenv("http_proxy", f"http://{proxy}")
+        with pytest.raises((TransientError, UsageError), match=words):
+            download(url=("http://example.test/a",), output_dir=tmp_path, retries=0, **QUICK)
+
+
+def test_a_long_wait_that_a_server_asks_for_is_told(tmp_path: Path) -> None:
+    with (
+        serving(Behaviour(DATA, statuses=[(429, {"Retry-After": "7200"})])) as server,
+        pytest.raises(TransientError, match="429 Too Many Requests and asks to wait 2 h 00 min"),
+    ):
+        download(url=(f"{server.url}/a",), output_dir=tmp_path, **QUICK)
+
+
+@pytest.mark.parametrize("headers", [{"Retry-After": "\u00b2"}, {"Content-Length": "\u00b2"}])
+def test_numbers_that_are_none_are_not_read(tmp_path: Path, headers: dict[str, str]) -> None:
+    with serving(Behaviour(DATA, headers=headers, statuses=[(503, headers)])) as server:
+        download(url=(f"{server.url}/a",), output_dir=tmp_path, **QUICK)
+    assert (tmp_path / "a").read_bytes() == DATA
+
+
+def test_an_encoding_that_was_not_asked_for_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "mlcore")
+    with serving(Behaviour(DATA, headers={"Content-Encoding": "gzip"})) as server:
+        download(url=(f"{server.url}/a",), output_dir=tmp_path, **QUICK)
+    assert "gzip-encoded" in caplog.text
+
+
+def test_the_scheme_may_be_in_capitals(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(DATA)
+    download(url=(f"FILE://{tmp_path / 'a'}",), output_dir=tmp_path / "out")
+    assert (tmp_path / "out" / "a").read_bytes() == DATA
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://user:secret@host:8x/f", "http://[::1/a b", "http://user:secret@[::1/f?key=secret", "file:///tmp/a%00b/x"],
+)
+def test_what_is_no_address_is_told_without_its_secrets(tmp_path: Path, url: str) -> None:
+    with pytest.raises(UsageError, match="--url=") as error:
+        download(url=(url,), output_dir=tmp_path)
+    assert "secret" not in str(error.value)
+
+
+def test_a_redirect_to_a_host_that_cannot_be_is_permanent(tmp_path: Path) -> None:
+    with serving(Behaviour(redirect="http://a b/")) as server, pytest.raises(UsageError):
+        download(url=(f"{server.url}/a",), output_dir=tmp_path, **QUICK)
