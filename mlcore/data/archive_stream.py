@@ -28,6 +28,8 @@ def archive_format(path: Path) -> Format:
         DataError: It is no archive.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"--archive={path}: is no regular file")  # it is read more than once
         with path.open("rb") as file:
             head = file.read(512)
     except OSError as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mlcore.data.space import DISK_FULL, DiskFull
 from mlcore.runtime.errors import DataError
+from mlcore.runtime.outputs import SUCCESS
 
 _MAX_PATH_BYTES = 4000
 _MAX_DEPTH = 100
@@ -47,6 +48,14 @@ def link_target(path: str, target: str) -> str:
     if resolved == ".." or resolved.startswith("../"):
         raise ValueError(f"it is a link to {target}, which leads out of the output directory")
     return resolved
+
+
+def _check_not_reserved(path: str) -> None:
+    if path == SUCCESS:
+        raise ValueError(
+            "this name is kept for the record of the step; archive the whole folder (tar -C parent -czf x.tar.gz "
+            "folder), so that its files lie below its name"
+        )
 
 
 @dataclass
@@ -116,6 +125,7 @@ class Target:
         """
         if not path:
             raise ValueError("it has no name")
+        _check_not_reserved(path)
         with self._lock:
             before = self._owners.get(path)
             self._owners[path] = owner
@@ -136,6 +146,7 @@ class Target:
         known = self._owners.get(path)
         if not path or (known is not None and known.kind == "directory"):
             return
+        _check_not_reserved(path)
         self.directory(archive, posixpath.dirname(path))
         with self._lock:
             before = self._owners.setdefault(path, _Owner(archive, "directory"))

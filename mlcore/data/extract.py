@@ -75,8 +75,9 @@ def extract(
         raise UsageError("--archive must be given at least once")
     formats = [archive_format(path) for path in archive]
     output = OutputDirectory(
-        output_dir, step="extract", parameters={}, inputs=_fingerprints(archive), overwrite=overwrite
-    )
+        output_dir, step="extract", parameters={}, inputs=_fingerprints(archive), reads=archive, overwrite=overwrite,
+        may_shrink=True,
+    )  # fmt: skip
     if (done := output.existing()) is not None:
         return ExtractResult(output_dir, **done["results"])
     bounds = Bounds(max_files, max_bytes)

@@ -59,13 +59,15 @@ def unzip(
 
 def _unpack(zip_file: zipfile.ZipFile, file: IO[bytes], member: zipfile.ZipInfo, target: Target, archive: int) -> None:
     # Archives made on Windows may hold backslashes, against the format.
-    path = member_path(member.filename.replace("\\", "/"))
+    name = member.filename.replace("\\", "/")
+    path = member_path(name)
+    is_directory = name.endswith("/")
     mode = member.external_attr >> 16
     kind = stat.S_IFMT(mode)
-    target.bounds.count(member.file_size, directory=member.is_dir())
+    target.bounds.count(member.file_size, directory=is_directory)
     if member.flag_bits & _ENCRYPTED:
         raise ValueError("it is encrypted")
-    if member.is_dir():
+    if is_directory:
         target.directory(archive, path)
     elif kind == stat.S_IFLNK:
         if member.file_size > _MAX_LINK_BYTES:

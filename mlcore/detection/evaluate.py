@@ -122,6 +122,7 @@ def evaluate(
             step="evaluate",
             parameters={"split": split, "max_images": max_images},
             inputs={"records": records.digest, "model": source.digest},
+            reads=[data_dir, source.path],
             overwrite=overwrite,
         )
         if (done := output.existing()) is not None:

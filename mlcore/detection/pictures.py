@@ -37,11 +37,12 @@ class Picture:
     name: str
 
 
-def find_pictures(inputs: Sequence[str], flag: str = "--input") -> list[Picture]:
+def find_pictures(inputs: Sequence[str], flag: str = "--input", *, output_dir: Path | None = None) -> list[Picture]:
     """The pictures that files, folders and globs name, each once, in a stable order.
 
     A folder gives the files in it, at any depth, whose ending is that of a format that Pillow reads. A file that is
-    named, alone or by a glob, is taken whatever it is called.
+    named, alone or by a glob, is taken whatever it is called. The results of an earlier run, in a folder `output_dir`
+    within such a folder, are none of its pictures.
 
     Raises:
         UsageError: One of the inputs is or matches nothing, or there is no picture at all.
@@ -56,7 +57,7 @@ def find_pictures(inputs: Sequence[str], flag: str = "--input") -> list[Picture]
             kind = "no match" if glob.has_magic(text) else "no such file or folder"
             raise UsageError(f"{flag}={text}: {kind}; expected a picture, a folder or a glob")
         for match in map(Path, matches):
-            pictures = _pictures_in(match) if match.is_dir() else [Picture(match, match.name)]
+            pictures = _pictures_in(match, output_dir) if match.is_dir() else [Picture(match, match.name)]
             for picture in pictures:
                 found.setdefault(picture.path.resolve(), picture)
     if not found:
@@ -64,14 +65,18 @@ def find_pictures(inputs: Sequence[str], flag: str = "--input") -> list[Picture]
     return list(found.values())
 
 
-def _pictures_in(folder: Path) -> list[Picture]:
+def _pictures_in(folder: Path, output_dir: Path | None) -> list[Picture]:
     from PIL import Image
 
     kinds = set(Image.registered_extensions().items())
     endings = {ending for ending, kind in kinds if kind in Image.OPEN and kind not in _NOT_PICTURES}
     pictures = []
+    left_out = os.path.realpath(output_dir) if output_dir else None
     for directory, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(
+            name for name in folders
+            if not name.startswith(".") and os.path.realpath(f"{directory}/{name}") != left_out
+        )  # fmt: skip
         for name in sorted(names):
             if Path(name).suffix.lower() in endings and not name.startswith("."):
                 path = Path(directory, name)

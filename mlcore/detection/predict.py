@@ -170,13 +170,14 @@ def _predict_exported(
     from mlcore.serving.version_directory import find_version, model_digest
 
     directory = find_version(model)
-    found = pictures.find_pictures(input)
+    found = pictures.find_pictures(input, output_dir=output_dir)
     classes = _read_classes(directory, label_map)
     output = OutputDirectory(
         output_dir,
         step="predict",
         parameters={"min_score": min_score, "max_detections": max_detections, "draw": draw, "classes": classes},
         inputs={"model": model_digest(directory), "pictures": pictures.pictures_digest(found)},
+        reads=[directory, *(picture.path for picture in found)],
         overwrite=overwrite,
     )
     if (done := output.existing()) is not None:

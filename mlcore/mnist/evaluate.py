@@ -69,7 +69,9 @@ def mnist_evaluate(
     output = None
     if output_dir is not None:
         inputs = {"model": model_digest(version), "data": data.version}
-        output = OutputDirectory(output_dir, step=STEP, parameters={}, inputs=inputs, overwrite=overwrite)
+        output = OutputDirectory(
+            output_dir, step=STEP, parameters={}, inputs=inputs, reads=[version, data_dir], overwrite=overwrite
+        )
         if (done := output.existing()) is not None:
             return _accepted(MnistEvaluateResult(**done["results"]), acceptable_accuracy)
 

@@ -15,7 +15,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,13 @@ def fsync_directory(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that becomes `path` when the block ends well, and vanishes when it does not."""
+    """A temporary file beside `path` that becomes `path` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        IsADirectoryError: `path` is a directory.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}{_PARTIAL}", dir=path.parent)
     os.close(descriptor)
@@ -106,10 +112,12 @@ class OutputDirectory:
         step: Name of the step.
         parameters: Parameters that change the result (not paths, not numbers of processes).
         inputs: Name of each input -> its digest.
+        reads: Files and folders that the step reads; a result must not take their place.
         overwrite: Replace a result that was made from something else.
+        may_shrink: Users may delete or change files of the result on purpose, so it is only said when some are gone.
 
     Raises:
-        UsageError: `path` is a file, or its folder cannot be written.
+        UsageError: `path` is a file, or one of `reads`, or holds one.
     """
 
     def __init__(
@@ -119,22 +127,32 @@ class OutputDirectory:
         step: str,
         parameters: Mapping[str, Any],
         inputs: Mapping[str, Any],
+        reads: Iterable[Path] = (),
         overwrite: bool = False,
+        may_shrink: bool = False,
     ) -> None:
-        self.path = Path(path)
+        # A link stays, and leads to the result: it may be there to put it on another disk.
+        self.path = Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path)
         self.step = step
         self.overwrite = overwrite
+        self.may_shrink = may_shrink
         self.parameters: dict[str, Any] = _plain(dict(parameters))
         self.inputs: dict[str, Any] = _plain(dict(inputs))
         self.results: dict[str, Any] = {}
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"--output-dir={path}: is a file, expected a directory")
+        place = Path(os.path.realpath(path))
+        for read in reads:
+            real = Path(os.path.realpath(read))
+            if place == real or place in real.parents:
+                what = "is what the step reads" if place == real else f"holds {read}, which the step reads"
+                raise UsageError(f"--output-dir={path}: {what}; name another directory, for its content is replaced")
 
     def existing(self) -> dict[str, Any] | None:
         """The record of an earlier run with the same step, parameters and inputs, or None where work is to be done.
 
         Raises:
-            DataError: The directory holds something else, and `overwrite` is off.
+            DataError: The directory holds something else, or less than was written, and `overwrite` is off.
         """
         if not self.path.is_dir():
             return None
@@ -145,12 +163,21 @@ class OutputDirectory:
             if foreign and not self.overwrite:
                 raise DataError(
                     f"{self.path}: not empty (it holds {foreign[0]}) and not made by this step; "
-                    "name another --output-dir or pass --overwrite=true"
+                    "name another --output-dir (--overwrite=true deletes all that is in it)"
                 )
             return None
         difference = self._difference(record)
         if difference is None:
-            log.info("%s is up to date", self.path)
+            lost = self._lost(self.path, record)
+            if lost is None:
+                log.info("%s is up to date", self.path)
+                return record
+            if self.overwrite:
+                log.warning("%s: %s; making it anew", self.path, lost)
+                return None
+            if not self.may_shrink:
+                raise DataError(f"{self.path}: {lost}; pass --overwrite=true to make it anew")
+            log.warning("%s: %s; taken as it is, --overwrite=true makes it anew", self.path, lost)
             return record
         if not self.overwrite:
             raise DataError(
@@ -168,6 +195,19 @@ class OutputDirectory:
                 if now.get(name) != before.get(name):
                     label = f"--{name.replace('_', '-')}" if kind == "parameters" else f"another input {name}:"
                     return f"{label} {_short(before.get(name))}, now {_short(now.get(name))}"
+        return None
+
+    def _lost(self, directory: Path, record: Mapping[str, Any]) -> str | None:
+        """What is gone of what was written."""
+        content = record.get("content")
+        if not isinstance(content, dict):
+            return None  # written file by file, by a step that looks itself
+        there = _content(directory)
+        lost = {kind: content.get(kind, 0) - there[kind] for kind in ("files", "bytes")}
+        if lost["files"] > 0:
+            return f"{lost['files']:,} of the {content['files']:,} files that were written are gone"
+        if lost["bytes"] > 0 and not self.may_shrink:
+            return f"{lost['bytes']:,} of the {content['bytes']:,} bytes that were written are gone"
         return None
 
     def success_record(self) -> dict[str, Any]:
@@ -204,7 +244,8 @@ class OutputDirectory:
             raise UsageError(f"--output-dir={self.path}: cannot be written ({error.strerror})") from error
         try:
             yield staging
-            (staging / SUCCESS).write_text(json.dumps(self.success_record(), indent=1, sort_keys=True) + "\n")
+            record = self.success_record() | {"content": _content(staging)}
+            (staging / SUCCESS).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
             if durable:
                 _fsync_tree(staging)
             if inside:
@@ -271,6 +312,18 @@ def _locked_directory(parent: Path, prefix: str) -> tuple[Path, int]:
         if directory.exists():  # else the same, a moment later
             return directory, descriptor
         os.close(descriptor)
+
+
+def _content(directory: Path) -> dict[str, int]:
+    """Number of files below a directory and their bytes; hidden ones at its top and the record are left out."""
+    files = size = 0
+    for folder, folders, names in os.walk(directory):
+        if folder == os.fspath(directory):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            names = [name for name in names if not name.startswith(".") and name != SUCCESS]  # noqa: PLW2901
+        files += len(names)
+        size += sum(os.lstat(f"{folder}/{name}").st_size for name in names)
+    return {"files": files, "bytes": size}
 
 
 def _short(value: Any) -> str:

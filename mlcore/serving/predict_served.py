@@ -50,7 +50,7 @@ def predict_served(
     overwrite: bool,
 ) -> PredictResult:
     """Ask a served model about pictures; arguments as of `predict`."""
-    found = find_pictures(input)
+    found = find_pictures(input, output_dir=output_dir)
     classes = read_class_names(label_map)
     with connect(server, protocol, model_name, deadline_s=deadline_s, access=access) as client:
         target = find_target(client, signature)
@@ -64,6 +64,7 @@ def predict_served(
             step="predict",
             parameters=parameters,
             inputs={"model": where, "pictures": pictures_digest(found)},
+            reads=[picture.path for picture in found],
             overwrite=overwrite,
         )
         if (done := output.existing()) is not None:

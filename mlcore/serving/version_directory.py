@@ -155,6 +155,9 @@ class VersionDirectory(OutputDirectory):
                 continue
             record = read_success(directory)
             if record is not None and self._difference(record) is None:
+                if (lost := self._lost(directory, record)) is not None:
+                    log.warning("%s: %s; it is not taken for up to date", directory, lost)
+                    continue
                 self.path = directory
                 log.info("%s is up to date", directory)
                 if number in aside:

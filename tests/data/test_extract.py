@@ -344,3 +344,65 @@ def test_memory_stays_small_and_a_kill_leaves_nothing(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program, *command[3:]], capture_output=True, text=True, check=True)
     assert int(done.stdout.split()[-1]) < 80_000
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar", "out"]
+
+
+@pytest.mark.parametrize(
+    "member",
+    ["_SUCCESS.json", "./_SUCCESS.json", "_SUCCESS.json/x", special("_SUCCESS.json", tarfile.SYMTYPE, "a"),
+     special("_SUCCESS.json", tarfile.LNKTYPE, "a"), special("_SUCCESS.json", tarfile.DIRTYPE)],
+)  # fmt: skip
+def test_the_name_of_the_record_is_no_members(tmp_path: Path, member: str | tuple[tarfile.TarInfo, bytes]) -> None:
+    taken = (member, b"{}") if isinstance(member, str) else member
+    refused(tar_of(tmp_path / "a.tar", ("a", b"1"), taken), tmp_path, "kept for the record of the step")
+
+
+def test_a_record_below_a_folder_is_kept(tmp_path: Path) -> None:
+    extract(archive=(tar_of(tmp_path / "a.tar", ("rec/_SUCCESS.json", b"{}")),), output_dir=tmp_path / "out")
+    assert (tmp_path / "out" / "rec" / "_SUCCESS.json").read_bytes() == b"{}"
+
+
+def windows_zip(path: Path, *members: tuple[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members:
+            info = zipfile.ZipInfo()
+            info.filename = info.orig_filename = name
+            archive.writestr(info, data)
+    return path
+
+
+def test_folders_of_a_zip_made_on_windows_are_folders(tmp_path: Path) -> None:
+    archive = windows_zip(tmp_path / "a.zip", ("dir\\", b""), ("dir\\a.txt", b"1"))
+    extract(archive=(archive,), output_dir=tmp_path / "out")
+    assert tree(tmp_path / "out") == {"dir/a.txt": b"1"}
+
+
+def test_a_zip_member_without_a_name_is_refused(tmp_path: Path) -> None:
+    refused(windows_zip(tmp_path / "a.zip", ("a", b"1"), ("", b"1")), tmp_path, "it has no name")
+
+
+def test_the_archive_is_not_replaced_by_its_content(tmp_path: Path) -> None:
+    folder = tmp_path / "there"
+    folder.mkdir()
+    archive = tar_of(folder / "a.tar", ("a", b"1"))
+    with pytest.raises(UsageError, match=r"holds .*a\.tar, which the step reads"):
+        extract(archive=(archive,), output_dir=folder, overwrite=True)
+    assert archive.exists()
+
+
+def test_what_a_user_deleted_stays_so_until_it_is_wanted_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "mlcore")
+    archive = tar_of(tmp_path / "a.tar", ("a", b"1"), ("b", b"2"))
+    first = extract(archive=(archive,), output_dir=tmp_path / "out")
+    (tmp_path / "out" / "b").unlink()
+    (tmp_path / "out" / "a").write_bytes(b"")
+    assert extract(archive=(archive,), output_dir=tmp_path / "out") == first
+    assert "1 of the 2 files that were written are gone; taken as it is, --overwrite=true makes it anew" in caplog.text
+    assert tree(tmp_path / "out") == {"a": b""}
+    assert extract(archive=(archive,), output_dir=tmp_path / "out", overwrite=True) == first
+    assert tree(tmp_path / "out") == {"a": b"1", "b": b"2"}
+
+
+def test_a_pipe_is_no_archive(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="is no regular file"):
+        extract(archive=(tmp_path / "pipe",), output_dir=tmp_path / "out")

@@ -189,3 +189,36 @@ def test_record_has_sorted_readable_json(tmp_path):
     fill(directory(tmp_path / "out"))
     text = (tmp_path / "out" / SUCCESS).read_text()
     assert json.loads(text)["time"] <= time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 1))
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+def test_a_link_stays_and_leads_to_the_result(tmp_path, dangling):
+    real = tmp_path / "big" / "place"
+    (real if not dangling else real.parent).mkdir(parents=True)
+    (tmp_path / "link").symlink_to("big/place")
+    for text in ("one", "two"):
+        fill(directory(tmp_path / "link", inputs={"data": text}, overwrite=True), text)
+        assert (tmp_path / "link").is_symlink() and (real / "sub" / "file").read_text() == text
+    assert names(tmp_path) == ["big", "link"]
+
+
+def test_a_version_that_lost_a_file_is_not_up_to_date(tmp_path):
+    from mlcore.serving.version_directory import VersionDirectory
+
+    def version():
+        return VersionDirectory(tmp_path / "m", step="export", parameters={}, inputs={})
+
+    with version().writing() as staging:
+        (staging / "saved_model.pb").write_bytes(b"model")
+        (staging / "variables").write_bytes(b"numbers")
+    assert version().existing() is not None
+    (tmp_path / "m" / "1" / "variables").unlink()
+    assert version().existing() is None
+
+
+def test_foreign_files_are_deleted_on_demand_only_and_the_message_says_so(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"it holds notes\.txt\) and not .*--overwrite=true deletes all that is in it"):
+        directory(tmp_path / "out").existing()
+    assert names(tmp_path / "out") == ["notes.txt"]
