@@ -6,8 +6,10 @@ default. Results go to stdout, everything else to stderr.
 
 import ast
 import difflib
+import errno
 import importlib
 import importlib.util
+import json
 import logging
 import os
 import sys
@@ -21,8 +23,8 @@ import click
 from mlcore import __version__
 from mlcore.runtime import logs, results
 from mlcore.runtime.ending import note_exit_code
-from mlcore.runtime.errors import EXIT_BUG, MlcoreError, Stopped, UsageError
-from mlcore.runtime.outputs import atomic_file
+from mlcore.runtime.errors import EXIT_BUG, MlcoreError, Stopped, TransientError, UsageError
+from mlcore.runtime.outputs import atomic_file, is_disk_full
 from mlcore.runtime.parameters import Parameter, merge, parameters_of
 from mlcore.runtime.pipelines import ExecutorInput
 from mlcore.runtime.signals import raise_on_stop
@@ -52,6 +54,10 @@ TOOLS = {
     "local-tfjob": "mlcore.kubeflow.local_tfjob:local_tfjob",
 }
 
+# What is wrong with a path, or with the rights to it.
+_OF_A_PATH = frozenset(
+    (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR)
+)
 _ALONE = "alone_"  # begins click's name of a value that stands alone on the command line
 
 
@@ -137,16 +143,42 @@ def _exit_code_of(name: str, arguments: list[str]) -> int:
         _report(name, f"stopped by {stopped}")
         return stopped.exit_code
     except BrokenPipeError:
-        # The reader of our results is gone (`mlcore ... | head`); nothing more can be said there.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_stdout()  # its reader is gone (`mlcore ... | head`)
         return 128 + 13
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and (told := _of_the_system(error)) is not None:
+            log.debug("where it came up", exc_info=True)
+            try:
+                sys.stdout.flush()
+            except OSError:
+                _give_up_stdout()
+            _report(name, str(told))
+            return told.exit_code
         log.exception("mlcore %s failed: this is a bug in mlcore, please report it with these lines", name)
         return EXIT_BUG
 
 
+def _give_up_stdout() -> None:
+    """Nothing more can be said there; else Python would try once more at its end, and end with 120."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _report(name: str, message: str) -> None:
-    click.echo(f"mlcore {name}: error: {' '.join(message.split())}", err=True)
+    line = f"mlcore {name}: error: {' '.join(message.split())}"
+    if logs.in_json():
+        log.error(line)
+    else:
+        click.echo(line, err=True)
+
+
+def _of_the_system(error: OSError) -> MlcoreError | None:
+    """What the operating system refused and the user can mend, wherever in a step it came up; None for a bug."""
+    if is_disk_full(error):
+        place = error.filename or "a file or the output"
+        return TransientError(f"{place}: no room on the disk ({error.strerror}); free some and run the step again")
+    if error.filename is not None and error.errno in _OF_A_PATH:
+        return UsageError(f"{os.fsdecode(error.filename)}: cannot be used ({error.strerror})")
+    return None
 
 
 def _common(
@@ -223,8 +255,9 @@ def _command(
         name,
         params=options,
         help="\n\n".join(filter(None, paragraphs)),
-        epilog="Each parameter can also be given in the environment (--batch-size as MLCORE_BATCH_SIZE) or in the YAML "
-        "file --config (as batch_size); a flag wins over the environment, that over the file.",
+        epilog="Each parameter can also be given in the environment (--batch-size as MLCORE_BATCH_SIZE; several values "
+        "apart by blanks or as a JSON list) or in the YAML file --config (as batch_size); a flag wins over the "
+        "environment, that over the file.",
         context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 110},
     )
 
@@ -252,13 +285,15 @@ def _option(parameter: Parameter) -> click.Option:
     if parameter.more_env:
         notes.append(f"also {', '.join(parameter.more_env)} in the environment")
     note = f"  [{'; '.join(notes)}]" if notes else ""
+    # `--overwrite` alone means `--overwrite=true`. For all others click must not know of such a thing, not even as a
+    # None or False: it would take the -5 of `--seed=-5` for an option.
+    alone: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if parameter.type is bool else {}
     return click.Option(
         [parameter.flag, parameter.name],
         metavar="|".join(map(str, parameter.choices)) or kinds[parameter.type],
         help=parameter.help + note,
         multiple=repeated,
-        is_flag=False,
-        flag_value="true" if parameter.type is bool else None,  # `--overwrite` alone means `--overwrite=true`
+        **alone,
     )
 
 
@@ -281,7 +316,7 @@ def _resolve(
         name = next((name for name in parameter.env if os.environ.get(name)), None)
         if name is not None:
             text = os.environ[name]
-            values.append((name, text.split() if parameter.many or parameter.type is dict else text))
+            values.append((name, _several(text) if parameter.many or parameter.type is dict else text))
         alone = given.get(_ALONE + parameter.name)
         if given.get(parameter.name) not in (None, ()):
             if alone is not None:
@@ -304,6 +339,15 @@ def _resolve(
     return arguments
 
 
+def _several(text: str) -> list[str]:
+    """The values in an environment variable: apart by blanks, or as one JSON list or mapping, which may hold blanks."""
+    try:
+        is_json = text.lstrip().startswith(("[", "{")) and bool(json.loads(text))
+    except ValueError:  # such as the pattern [ab]*.jpg
+        is_json = False
+    return [text.strip()] if is_json else text.split()
+
+
 def _read_config(path: Path, parameters: Sequence[Parameter]) -> dict[str, Any]:
     """The YAML file of `--config`: parameter name -> value; sections are gathered under their parameter."""
     import yaml
@@ -312,7 +356,7 @@ def _read_config(path: Path, parameters: Sequence[Parameter]) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
         raise UsageError(f"--config={path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or 2020-13-45 as a date
         raise UsageError(f"--config={path}: not YAML: {error}") from error
     if content is None:
         return {}
@@ -326,7 +370,8 @@ def _read_config(path: Path, parameters: Sequence[Parameter]) -> dict[str, Any]:
         if name in owners:
             values[owners[name]] = merge(values.get(owners[name], {}), {name: value})
         elif name in names:
-            values[name] = merge(values.get(name, {}), value) if isinstance(value, dict) else value
+            before = values.get(name)  # batch-size and batch_size are the same name
+            values[name] = merge(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
         else:
             close = difflib.get_close_matches(name, [*names, *owners], n=1)
             hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(sorted(names))}"

@@ -1,9 +1,11 @@
 """The command line: where values come from, what errors say, how a step ends."""
 
+import json
 import re
 import signal
 import subprocess
 import sys
+import tarfile
 import textwrap
 import time
 from pathlib import Path
@@ -220,3 +222,70 @@ def test_help_and_readme_say_which_values_may_stand_alone(capsys, project):
     assert "mlcore versions [OPTIONS] [MODELS-DIR] [ACTION]" in out and "also without the flag, as MODELS-DIR" in out
     text = (project / "steps" / "versions" / "README.md").read_text()
     assert "The value may stand alone, without the flag, as MODELS-DIR." in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"), [(["--batch-size=-5"], "at least 1"), (["--rate=-0.5"], "from 0 to 1")]
+)
+def test_negative_numbers_are_values_and_no_options(capsys, arguments, expected):
+    code, _, err = run(capsys, "--data-dir=d", *arguments)
+    assert code == 2 and f"{arguments[0]}: expected" in err and expected in err
+
+
+def test_texts_may_begin_with_a_dash(capsys):
+    code, out, _ = run(capsys, "--data-dir=-x", "--url=-y")
+    assert code == 0 and "model=-x/model" in out and "url=['-y']" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('["a b", "c"]', "['a b', 'c']"), (' ["a"] ', "['a']"), ("a  b", "['a', 'b']"),
+        ("[ab]*.jpg c", "['[ab]*.jpg', 'c']"), ("[ab].jpg", "['[ab].jpg']"),
+    ],
+)  # fmt: skip
+def test_lists_in_the_environment_are_words_or_json(capsys, monkeypatch, text, expected):
+    monkeypatch.setenv("MLCORE_URL", text)
+    assert f"url={expected}" in run(capsys, "--data-dir=d")[1]
+
+
+def test_a_mapping_in_the_environment_may_be_json(capsys, monkeypatch):
+    monkeypatch.setenv("MLCORE_OVERRIDES", '{"task": {"x": 1}}')
+    assert "overrides={'task': {'x': 1}}" in run(capsys, "--data-dir=d")[1]
+
+
+@pytest.mark.parametrize("text", ["batch_size: 2020-13-45", "batch-size: 1\nbatch_size: {a: 1}"])
+def test_odd_yaml_is_wrong_use(capsys, tmp_path, text):
+    config = tmp_path / "run.yaml"
+    config.write_text(text)
+    code, _, err = run(capsys, "--data-dir=d", f"--config={config}")
+    assert code == 2 and str(config) in err and "bug" not in err
+
+
+def test_what_the_system_refuses_is_one_line(capsys, tmp_path):
+    archive = tmp_path / "a.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.addfile(tarfile.TarInfo("a"))
+    (tmp_path / "loop").symlink_to("loop")
+    for output, words in (("x" * 300, "File name too long"), ("loop/out", "File exists"), ("a.tar/out", "File exists")):
+        assert cli.main(["extract", f"--archive={archive}", f"--output-dir={tmp_path / output}"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert words in line and output in line
+
+
+def test_results_that_cannot_be_written_are_one_line(capsys, tmp_path):
+    code, _, err = run(capsys, "--data-dir=d", f"--result-file=model={tmp_path}")
+    assert code == 2 and f"{tmp_path}: cannot be used (Is a directory)" in err
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "mlcore", "extract", "--archive=a.tar", "--output-dir=out"]
+        with tarfile.open(tmp_path / "a.tar", "w") as archive:
+            archive.addfile(tarfile.TarInfo("a"))
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+                              env={"PYTHONPATH": str(Path.cwd())})  # fmt: skip
+    assert done.returncode == 75 and "no room on the disk" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_errors_are_json_where_logs_are(capsys):
+    code, _, err = run(capsys, "--data-dir=d", "--fail=data", "--log-format=json")
+    entry = json.loads(err.splitlines()[-1])
+    assert code == 65 and entry["level"] == "ERROR" and entry["message"] == "mlcore sample: error: d: 3 boxes are bad"

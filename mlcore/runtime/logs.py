@@ -22,6 +22,11 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(entry, ensure_ascii=False)
 
 
+def in_json() -> bool:
+    """Whether the logs of this process are JSON."""
+    return any(isinstance(handler.formatter, _JsonFormatter) for handler in logging.getLogger().handlers)
+
+
 def _formatter(log_format: LogFormat) -> logging.Formatter:
     kind = _JsonFormatter if log_format == "json" else logging.Formatter
     formatter = kind("%(asctime)s %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
