@@ -95,8 +95,8 @@ def convert(
             is listed or annotated and cannot be used: it or its annotation is missing, damaged, or every box is faulty.
             Single boxes that are dropped do not count, nor do images that are left out.
         seed: Decides which images go to which split, where no lists do, and the order of the records.
-        val_fraction: Share of the images for validation where the data set has no such list (of those that are not
-            listed for testing).
+        val_fraction: Share of the images for validation where the data set has no lists, or of a list `trainval` where
+            it has none for train and val.
         test_fraction: Share of the images for testing where the data set has no lists.
         use_lists: Take the splits from ImageSets/Main or annotations/*.txt where they exist.
         box_origin: Whether pixels are counted from 1 with both corners included (VOC) or edges from 0; auto takes 0 if
@@ -126,10 +126,16 @@ def convert(
     if val_fraction + test_fraction > 1:
         raise UsageError(f"--val-fraction={val_fraction:g} and --test-fraction={test_fraction:g}: together more than 1")
     if shard_index >= shard_count:
-        raise UsageError(f"--shard-index={shard_index}: expected less than --shard-count={shard_count}")
+        raise UsageError(
+            f"--shard-index={shard_index} (or JOB_COMPLETION_INDEX): expected less than --shard-count={shard_count}"
+        )
     rules = SplitRules(seed, val_fraction, test_fraction, use_lists)
     given_classes = read_label_map(label_map) if label_map else None
     source = _find_source(data_dir, layout, target, rules)
+    if target == "bodies" and source.layout != "pets":
+        raise UsageError(
+            "--target=bodies: expected the layout pets, whose trimaps show bodies; this data set is of voc"
+        )
     output = OutputDirectory(
         output_dir,
         step="convert",
@@ -141,6 +147,7 @@ def convert(
             "verify_images": verify_images,
         },
         inputs={"data": source.digest, "label_map": file_digest(label_map) if label_map else ""},
+        reads=[source.root, *([label_map] if label_map else [])],
         overwrite=overwrite,
     )  # fmt: skip
     if (done := output.existing()) is not None:

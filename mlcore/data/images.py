@@ -28,6 +28,7 @@ _IHDR = struct.Struct(">IIBBBBB")
 _NO_LENGTH = frozenset((0x01, *range(0xD0, 0xD9)))  # TEM, RSTn, SOI: markers without a body
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOFn without DHT, JPG and DAC
 _PLAIN_FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended, progressive: what every decoder reads
+_UPRIGHT_FORMATS = ("tiff",)  # of which Pillow turns the pixels itself when it reads them
 _FILL = re.compile(rb"\xff+")
 
 
@@ -206,9 +207,15 @@ def _read_other(data: bytes) -> Header:
     if not data:
         raise ImageError("an empty file")
     image = _open(data)
-    orientation = exif_orientation(image.getexif().tobytes()[6:])
+    try:
+        orientation = exif_orientation(image.getexif().tobytes()[6:])
+    except Exception as error:
+        raise ImageError(f"{image.format} with damaged EXIF ({error})") from error
     channels = 3 if image.mode in ("P", "PA") else len(image.getbands())
-    return Header(str(image.format).lower(), image.width, image.height, channels, orientation, "image-format")
+    kind, width, height = str(image.format).lower(), image.width, image.height
+    if kind in _UPRIGHT_FORMATS and orientation >= 5:
+        width, height = height, width
+    return Header(kind, width, height, channels, orientation, "image-format")
 
 
 def _open(data: bytes, formats: tuple[str, ...] | None = None) -> "Image.Image":
@@ -218,7 +225,7 @@ def _open(data: bytes, formats: tuple[str, ...] | None = None) -> "Image.Image":
         return Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError as error:
         raise ImageError(f"more than {MAX_PIXELS:,} pixels") from error
-    except (OSError, SyntaxError, ValueError, struct.error) as error:
+    except Exception as error:  # Pillow's readers raise whatever damage leads them to
         raise ImageError("of no known image format") from error
 
 
@@ -232,14 +239,22 @@ def decode(data: bytes, formats: tuple[str, ...] | None = None) -> "Image.Image"
     Raises:
         ImageError: They cannot be decoded in full.
     """
-    from PIL import Image
-
     image = _open(data, formats)
     try:
         image.load()
-    except (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError) as error:
+    except Exception as error:
         raise ImageError(f"cannot be decoded: {error}") from error
     return image
+
+
+def _as_stored(orientation: int) -> "Image.Transpose":
+    """What undoes an EXIF orientation of 2 to 8 that was applied."""
+    from PIL.Image import Transpose
+
+    return (
+        Transpose.FLIP_LEFT_RIGHT, Transpose.ROTATE_180, Transpose.FLIP_TOP_BOTTOM, Transpose.TRANSPOSE,
+        Transpose.ROTATE_90, Transpose.TRANSVERSE, Transpose.ROTATE_270,
+    )[orientation - 2]  # fmt: skip
 
 
 def reencode(data: bytes, header: Header, *, upright: bool) -> tuple[bytes, Header]:
@@ -262,7 +277,10 @@ def reencode(data: bytes, header: Header, *, upright: bool) -> tuple[bytes, Head
     from PIL import ImageOps
 
     image = decode(data)
-    if upright:
+    if header.format in _UPRIGHT_FORMATS:
+        if not upright and header.orientation > 1:
+            image = image.transpose(_as_stored(header.orientation))
+    elif upright:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         import numpy as np

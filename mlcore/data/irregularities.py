@@ -41,6 +41,7 @@ _TEXTS = {
     REJECTED: {
         "image-missing": "listed or annotated, but there is no image of that name",
         "image-unreadable": "the image is empty, cut off, damaged or of no known format",
+        "image-taken": "no image has the XML's name, and the one that was found has an annotation already",
         "annotation-missing": "listed, but not annotated; it cannot be taken for an image without objects",
         "xml-malformed": "the XML is not well-formed, too large or too deep",
         "xml-forbidden": "the XML has a document type or entities, which are never followed",
@@ -78,6 +79,7 @@ _TEXTS = {
         "filename-not-the-images": "<filename> is not the image's name; the name of the XML counts",
         "filename-missing": "no <filename>; the name of the XML counts",
         "image-by-filename": "no image has the XML's name, so the one that <filename> names was taken",
+        "image-in-another-folder": "the one image of the XML's name is in another sub-folder",
         "image-ambiguous": "images of one name with several extensions; the first of JPEG, PNG, others was taken",
         "listed-twice": "in several lists; kept for test before val before train, so that no test image is trained on",
         "orientation-kept": "has an EXIF orientation, but the boxes are of the stored pixels, which decoders show",
@@ -111,7 +113,8 @@ def sorted_by_weight(found: Iterable[Irregularity]) -> list[Irregularity]:
 
 def write_rejects(path: Path, found: Iterable[Irregularity]) -> None:
     """Write `rejects.csv`: file, reason, action, detail; one line for each finding."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    # File names that are not UTF-8 are written as the bytes that they are.
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("file", "reason", "action", "detail"))
         writer.writerows(

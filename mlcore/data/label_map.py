@@ -19,7 +19,9 @@ from mlcore.runtime.outputs import atomic_file
 _TOKEN = re.compile(
     r"""(?P<skip>\s+|\#[^\n]*|[,;])|(?P<text>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')|(?P<number>-?\d+)|(?P<word>\w+)|(?P<mark>[{}<>:])"""
 )
-_ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
+_ESCAPE = re.compile(r"\\(?:([0-7]{1,3})|[xX]([0-9a-fA-F]{1,2})|(u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8})|(.))", re.S)
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v": "\v"}
+_MAX_ID = 2**31 - 1
 
 
 def build_label_map(names: Iterable[str]) -> dict[int, str]:
@@ -115,16 +117,43 @@ def _items(path: Path, text: str) -> Iterable[tuple[int, int | None, str | None]
             wanted = "number" if value == "id" else "text"
             if len(following) < 2 or following[0][2] != ":" or following[1][1] != wanted:
                 raise DataError(f"{path}, line {line}: expected {value}: and a {wanted}")
+            index += 3
             if value == "id":
                 number = int(following[1][2])
-            else:
-                name = _unquoted(following[1][2])
-            index += 3
+                if number > _MAX_ID:
+                    raise DataError(f"{path}, line {line}: id {following[1][2][:30]}; expected at most {_MAX_ID:,}")
+                continue
+            quoted = [following[1][2]]
+            while index < len(tokens) and tokens[index][1] == "text":  # texts side by side are one
+                quoted.append(tokens[index][2])
+                index += 1
+            try:
+                name = b"".join(map(_unquoted, quoted)).decode()
+            except ValueError as error:
+                raise DataError(f"{path}, line {line}: {' '.join(quoted)} is no text in UTF-8") from error
         else:
             index += 1
     if depth:
         raise DataError(f"{path}: ends within the item of line {start}")
 
 
-def _unquoted(text: str) -> str:
-    return re.sub(r"\\(.)", lambda match: _ESCAPES.get(match[1], match[1]), text[1:-1])
+def _unquoted(text: str) -> bytes:
+    """The bytes that a quoted text of protobuf's text format means.
+
+    https://protobuf.dev/reference/protobuf/textformat-spec/#string-literals
+
+    Raises:
+        ValueError: An escape that means no byte and no character.
+    """
+    parts, end = [], 0
+    body = text[1:-1]
+    for match in _ESCAPE.finditer(body):
+        parts.append(body[end : match.start()].encode())
+        end = match.end()
+        octal, hexadecimal, code, other = match.groups()
+        if octal or hexadecimal:
+            parts.append(bytes([int(octal, 8) if octal else int(hexadecimal, 16)]))
+        else:
+            parts.append((chr(int(code[1:], 16)) if code else _ESCAPES.get(other, other)).encode())
+    parts.append(body[end:].encode())
+    return b"".join(parts)

@@ -17,6 +17,7 @@ from typing import Any
 
 from mlcore.data.conversion import Conversion
 from mlcore.data.plan import Decisions, ShardResult
+from mlcore.runtime.errors import DataError
 from mlcore.runtime.outputs import OutputDirectory, read_success
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,9 @@ def _put_together(conversion: Conversion, output: OutputDirectory, folder: Path,
         try:
             if (done := output.existing()) is None:
                 done = {"results": _write_whole(conversion, output, folder, count)}
+        except DataError:
+            shutil.rmtree(folder, ignore_errors=True)  # the same parts will never make a whole
+            raise
         except OSError:
             # Another pod was faster and removed the parts under our hands; then the whole is there.
             if (done := output.existing()) is None:

@@ -145,7 +145,7 @@ class Report:
         """Writes the page to `path`, whole or not at all."""
         path = Path(path)
         with atomic_file(path) as temporary:
-            temporary.write_bytes(self.html().encode())
+            temporary.write_bytes(self.html().encode(errors="replace"))  # file names need not be text
         return path
 
     def _figure(self, caption: str, chart: Markup) -> Report:

@@ -220,9 +220,9 @@ class Converter:
         extension = split_extension(item.image)[1]
         if extension != extension.lower():
             self._note(item.image, "extension-in-capitals", extension)
-        named = images.EXTENSIONS[extension.lower()]
+        named = images.EXTENSIONS.get(extension.lower())  # None where only <filename> led to it
         if named != header.format and (named, header.format) != ("jpeg", "mpo"):
-            self._note(item.image, "format-not-its-name", f"{header.format} named {extension}")
+            self._note(item.image, "format-not-its-name", f"{header.format} named {extension or 'without extension'}")
         if header.channels == 1:
             self._note(item.image, "image-grey")
 

@@ -1,5 +1,6 @@
 """What `convert` reads: a raw data set as a list of items, one for each image that is to become a record."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Literal, NamedTuple
 from mlcore.data import splits
 from mlcore.data.images import EXTENSIONS
 from mlcore.data.irregularities import Irregularity
+from mlcore.runtime.outputs import SUCCESS, read_success
 
 
 class Item(NamedTuple):
@@ -92,12 +94,32 @@ def _walk(path: str, prefix: str, files: dict[str, tuple[int, int]], deep: bool)
     for entry in entries:
         if entry.name.startswith("."):  # also macOS's ._* doubles, which the Pets archives hold
             continue
-        if entry.is_dir():
-            if deep:
-                _walk(entry.path, f"{prefix}{entry.name}/", files, deep)
-        elif entry.is_file():
-            status = entry.stat()
-            files[prefix + entry.name] = (status.st_size, status.st_mtime_ns)
+        try:
+            if entry.is_dir():
+                if deep and not _leads_back(entry) and not _is_converted(entry.path):
+                    _walk(entry.path, f"{prefix}{entry.name}/", files, deep)
+            elif entry.is_file():
+                status = entry.stat()
+                files[prefix + entry.name] = (status.st_size, status.st_mtime_ns)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+
+
+def _leads_back(entry: os.DirEntry[str]) -> bool:
+    """Whether a folder is a link to one that it is in."""
+    if not entry.is_symlink():
+        return False
+    target = os.path.realpath(entry.path)
+    return f"{os.path.realpath(os.path.dirname(entry.path))}/".startswith(f"{target.rstrip('/')}/")  # noqa: PTH120
+
+
+def _is_converted(path: str) -> bool:
+    """Whether a folder holds records made by `convert`, which some keep within the raw data set."""
+    if not os.path.lexists(f"{path}/{SUCCESS}"):
+        return False
+    record = read_success(Path(path))
+    return record is not None and record.get("step") == "convert"
 
 
 def digest_of(folders: Iterable[Folder]) -> str:
@@ -129,7 +151,7 @@ def read_list(path: Path) -> list[str] | None:
     """The lines of a list of images, without comments and empty ones; None where there is no such file."""
     try:
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         return None
     return [line for raw in text.splitlines() if (line := raw.strip()) and not line.startswith("#")]
 

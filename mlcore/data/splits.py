@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 def stable_hash(name: str, seed: int | str) -> int:
     """64 bits of SHA-256 over the seed and the name."""
-    return int.from_bytes(hashlib.sha256(f"{seed}\0{name}".encode()).digest()[:8], "big")
+    return int.from_bytes(hashlib.sha256(f"{seed}\0{name}".encode(errors="surrogateescape")).digest()[:8], "big")
 
 
 def split_of(name: str, *, seed: int, val_fraction: float, test_fraction: float) -> str:

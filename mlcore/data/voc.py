@@ -1,6 +1,6 @@
 """Pascal VOC: the layout of its folders, and its XML annotations.
 
-    JPEGImages/<name>.jpg           also images/; sub-folders and other formats are fine
+    JPEGImages/<name>.jpg           also images/; sub-folders (in Annotations/ alike, or not) and other formats are fine
     Annotations/<name>.xml          also annotations/
     ImageSets/Main/{train,val,trainval,test}.txt
 
@@ -15,7 +15,7 @@ XML's name.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,7 +41,7 @@ MAX_XML_DEPTH = 32  # VOC needs 5 (annotation, object, part, bndbox, xmin)
 
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images")
 _ANNOTATION_FOLDERS = ("Annotations", "annotations")
-_TRUE = frozenset(("1", "true", "True", "yes"))
+_TRUE = frozenset(("1", "1.0", "true", "yes"))
 
 
 class XmlError(Exception):
@@ -202,9 +202,9 @@ def _parse_object(element: Any) -> tuple[VocObject, bool]:
         elif tag == "bndbox":
             corners = corners or {corner.tag: corner.text for corner in child}
         elif tag == "truncated":
-            truncated, flags = int((child.text or "").strip() in _TRUE), flags + 1
+            truncated, flags = int((child.text or "").strip().lower() in _TRUE), flags + 1
         elif tag == "difficult":
-            difficult, flags = int((child.text or "").strip() in _TRUE), flags + 1
+            difficult, flags = int((child.text or "").strip().lower() in _TRUE), flags + 1
         elif tag == "pose":
             pose, flags = (child.text or "").strip() or pose, flags + 1
         elif len(child):  # <part> and what others add: not read, but it must not be bottomless
@@ -284,15 +284,27 @@ def read_source(root: Path, rules: SplitRules) -> Source:
     found: list[Irregularity] = []
     image_of = images_by_stem(images, found)
     xml_of = {name[:-4]: name for name in annotations.files if name.lower().endswith(".xml")}
+    annotated = {image_of[stem]: xml_of[stem] for stem in xml_of.keys() & image_of.keys()}
+    taken: dict[str, Irregularity] = {}
+    elsewhere = _by_last_part(image_of)
     for stem in sorted(xml_of.keys() - image_of.keys()):
-        other = _image_by_filename(root / (annotations.prefix + xml_of[stem]), images)
-        if other:
+        reason = "image-in-another-folder"
+        namesakes = elsewhere.get(stem.rpartition("/")[2], ())
+        other = image_of[namesakes[0]] if len(namesakes) == 1 else ""
+        if not other:
+            reason = "image-by-filename"
+            other = _image_by_filename(root / (annotations.prefix + xml_of[stem]), images)
+        if other in annotated:  # one image twice could be trained on and tested with
+            detail = f"{other}, of {annotated[other]}"
+            taken[stem] = Irregularity(annotations.prefix + xml_of[stem], "image-taken", detail)
+        elif other:
+            annotated[other] = xml_of[stem]
             image_of[stem] = other
             # The image stands for its XML now, and not for itself without one.
             own = split_extension(other)[0]
             if own not in xml_of and image_of.get(own) == other:
                 del image_of[own]
-            found.append(Irregularity(annotations.prefix + xml_of[stem], "image-by-filename", other))
+            found.append(Irregularity(annotations.prefix + xml_of[stem], reason, other))
 
     listed = _read_lists(root, rules, image_of, found) if rules.use_lists else None
     wanted = {name for names in listed.values() for name in names} if listed else None
@@ -308,7 +320,10 @@ def read_source(root: Path, rules: SplitRules) -> Source:
     for split, names in divided.items():
         items[split] = []
         for name in names:
-            if name not in image_of:
+            if name in taken:
+                found.append(taken[name])
+                rejected += 1
+            elif name not in image_of:
                 found.append(Irregularity(images.prefix + name, "image-missing", f"of the split {split}"))
                 rejected += 1
             elif name not in xml_of:
@@ -319,6 +334,14 @@ def read_source(root: Path, rules: SplitRules) -> Source:
             else:
                 items[split].append(Item(name, images.prefix + image_of[name], annotations.prefix + xml_of[name]))
     return Source("voc", "xml", root, items, found, rejected, digest_of((images, annotations, lists)))
+
+
+def _by_last_part(names: Iterable[str]) -> dict[str, list[str]]:
+    """Last part of a name -> the names that end with it."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(name.rpartition("/")[2], []).append(name)
+    return found
 
 
 def _image_by_filename(xml: Path, images: Folder) -> str:

@@ -40,9 +40,20 @@ def test_a_label_map_of_other_writers_is_read(tmp_path):
     assert read_label_map(path) == {2: "it's", 7: "/m/01g317"}
 
 
+def test_escapes_mean_what_protobuf_means_by_them(tmp_path):
+    path = tmp_path / "map.pbtxt"
+    path.write_text(
+        r"""item { id: 1 name: "caf\303\251" } item { id: 2 name: "\x41\u00e9\n" } item { id: 3 name: "ca" 't'
+            "s" display_name: "other" } item { name: "a\\b\"" id: 4 }"""
+    )
+    assert read_label_map(path) == {1: "caf\u00e9", 2: "A\u00e9\n", 3: "cats", 4: 'a\\b"'}
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("item { id: 99999999999999999999 name: 'a' }", "at most 2,147,483,647"),
+        (r"item { id: 1 name: '\303' }", "no text in UTF-8"),
         ("", "no item"),
         ("item { name: 'a' }", "without id"),
         ("item { id: 1 }", "without name"),

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ class VocSet:
     def add(self, name, xml=None, image=None, extension=".jpg"):
         xml = annotation(box(), filename=f"{name}{extension}") if xml is None else xml
         if image is not None or extension:
-            data = jpeg(seed=sum(name.encode())) if image is None else image
+            data = jpeg(seed=sum(os.fsencode(name))) if image is None else image
             (self.root / "JPEGImages" / f"{name}{extension}").write_bytes(data)
         if xml:
             (self.root / "Annotations" / f"{name}.xml").write_bytes(xml if isinstance(xml, bytes) else xml.encode())
