@@ -44,7 +44,7 @@ def stopped_server():
 def test_server_that_runs_answers_at_once(server):
     started = time.monotonic()
     assert trouble_with(member(server)) is None
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 2
 
 
 def test_each_trouble_has_its_name(server, stopped_server):

