@@ -405,3 +405,23 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = 120) -> None:
 def test_the_package_versions_are_part_of_what_an_export_is_made_from(exported: Path) -> None:
     record: Mapping[str, Any] = json.loads((exported / "_SUCCESS.json").read_text())
     assert "tensorflow" in record["inputs"]["versions"]
+
+
+def test_the_tflite_model_finds_the_same_in_a_picture_of_other_proportions(exported: Path, records_dir: Path) -> None:
+    program = """
+from pathlib import Path
+version, picture = Path(sys.argv[1]), sys.argv[2]
+runner = tf.lite.Interpreter(str(version / 'assets.extra' / 'model.tflite')).get_signature_runner()
+height, width = runner.get_input_details()['images']['shape'][1:3]
+pixels = tf.io.decode_image(Path(picture).read_bytes(), channels=3)[:height, :width // 2]
+assert pixels.shape[:2] == [height, width // 2]  # so that nothing is rounded after a change of the size
+found = tf.saved_model.load(str(version)).signatures['serving_default'](inputs=pixels[tf.newaxis])
+framed = np.empty([1, height, width, 3], np.uint8)
+framed[:] = 124, 116, 104
+framed[0, :, :width // 2] = pixels
+lite = runner(images=framed)
+print(np.abs(found['detection_scores'][0, :20] - lite['detection_scores'][0, :20]).max())
+"""
+    picture = exported.parent / "picture.jpg"
+    picture.write_bytes(pictures(records_dir)[0])
+    assert float(in_fresh_process(program, exported, picture).splitlines()[-1]) < 0.03
