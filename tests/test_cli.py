@@ -289,3 +289,21 @@ def test_errors_are_json_where_logs_are(capsys):
     code, _, err = run(capsys, "--data-dir=d", "--fail=data", "--log-format=json")
     entry = json.loads(err.splitlines()[-1])
     assert code == 65 and entry["level"] == "ERROR" and entry["message"] == "mlcore sample: error: d: 3 boxes are bad"
+
+
+def test_names_and_numbers_may_stand_between_commas(monkeypatch):
+    from mlcore.detection.train import train
+    from mlcore.mnist.train import mnist_train
+
+    def parameter(step, name):
+        return next(entry for entry in cli.parameters_of(step) if entry.name == name)
+
+    modules, hidden = parameter(train, "init_modules"), parameter(mnist_train, "hidden")
+    assert modules.convert_all("backbone,decoder", "") == ("backbone", "decoder")
+    assert hidden.convert_all(("256,64", "8"), "") == (256, 64, 8)
+    assert hidden.convert_all("[1, 2]", "") == (1, 2)
+
+
+def test_infinity_is_no_number(capsys):
+    code, _, err = run(capsys, "--data-dir=d", "--rate=inf")
+    assert code == 2 and "--rate=inf: expected a number from 0 to 1" in err

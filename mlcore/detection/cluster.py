@@ -24,8 +24,10 @@ from mlcore.cluster.timeouts import Timeouts
 from mlcore.data.records import RecordSet
 from mlcore.detection.checkpoints import list_checkpoints, read_best
 from mlcore.detection.model_directory import ModelDirectory
-from mlcore.detection.settings import Settings, configure, describe
+from mlcore.detection.settings import Settings, blamed_on, configure, describe
 from mlcore.detection.tensorflow import import_tensorflow
+from mlcore.runtime.errors import RestartError
+from mlcore.runtime.outputs import alone_in
 from mlcore.runtime.signals import stop_flag
 
 if TYPE_CHECKING:
@@ -86,7 +88,9 @@ def lead_run(cluster: Cluster, directory: ModelDirectory, training: Training) ->
     with lead(cluster, directory.path, goal=training.goal, timeouts=training.timeouts) as chief:
         results = directory.finished()
         if results is None:
-            results = _lead(chief, directory, training)
+            directory.path.mkdir(parents=True, exist_ok=True)
+            with alone_in(directory.path, RestartError):
+                results = _lead(chief, directory, training)
         else:
             chief.begin()
     return results
@@ -109,7 +113,8 @@ def _lead(chief: Chief, directory: ModelDirectory, training: Training) -> dict[s
     if outcome is None:
         from mlcore.detection.loop import TrainingLoop
 
-        crew = _crew(chief, config, path, training)
+        with blamed_on(training.settings):
+            crew = _crew(chief, config, path, training)
         directory.begin()
         loop_plan = _plan_of_loop(plan, chief.cluster, training)
         loop = TrainingLoop(

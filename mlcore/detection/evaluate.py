@@ -108,7 +108,8 @@ def evaluate(
     from mlcore.data.records import RecordSet
 
     if (model_dir is None) == (model is None):
-        raise UsageError("one of --model-dir (a checkpoint) and --model (an export) must be given, not both")
+        both = ", not both" if model is not None else ""
+        raise UsageError(f"one of --model-dir (a checkpoint) and --model (an export) must be given{both}")
     records = RecordSet.open(data_dir)
     chosen = records.split(split)
     source = Checkpoint.find(model_dir, checkpoint) if model_dir is not None else Export.find(model)

@@ -115,7 +115,7 @@ def override(config: ExperimentConfig, changes: Mapping[str, Any], source: str) 
     try:
         config.override(checked, is_strict=True)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(f"{source}: does not fit the experiment's configuration ({_first_line(error)})") from error
+        raise UsageError(f"{source}: does not fit the experiment's configuration ({first_line(error)})") from error
 
 
 def _checked(config: Any, changes: Mapping[str, Any], source: str, path: tuple[str, ...]) -> dict[str, Any]:
@@ -156,7 +156,8 @@ def _of_kind(before: Any, value: Any, what: str) -> Any:
     return value
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message."""
     return str(error.args[0] if error.args else error).strip().splitlines()[0]
 
 
@@ -183,7 +184,7 @@ def describe_experiment(model_dir: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise DataError(f"{model_dir}: no {EXPERIMENT_FILE}; expected a model directory of `mlcore train`") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"{path}: cannot be read ({_first_line(error)})") from error
+        raise DataError(f"{path}: cannot be read ({first_line(error)})") from error
     if not isinstance(description, dict) or not {"experiment", "classes", *SECTIONS} <= set(description):
         raise DataError(f"{path}: expected the keys experiment, classes, {', '.join(SECTIONS)}")
     return description
@@ -265,5 +266,5 @@ def restore(model: tf_keras.Model, checkpoint: Path) -> int:
         status = tf.train.Checkpoint(model=model, global_step=step).read(str(checkpoint))
         status.expect_partial().assert_existing_objects_matched()
     except (tf.errors.OpError, AssertionError, ValueError, IndexError, RuntimeError) as error:
-        raise DataError(f"{checkpoint}: is damaged or does not fit the model ({_first_line(error)})") from error
+        raise DataError(f"{checkpoint}: is damaged or does not fit the model ({first_line(error)})") from error
     return int(step.numpy())

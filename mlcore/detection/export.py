@@ -48,7 +48,7 @@ def export(
     *,
     model_dir: Path,
     output_dir: Path,
-    version: Annotated[int, Range(min=1)] | None = None,
+    version: Annotated[int, Range(min=1, max=2**63 - 1)] | None = None,
     checkpoint: str = "best",
     data_dir: Path | None = None,
     frozen_graph: bool = False,

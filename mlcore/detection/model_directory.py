@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from mlcore.detection.experiment import EXPERIMENT_FILE, describe_experiment, wr
 from mlcore.detection.settings import difference
 from mlcore.detection.summaries import TRAIN, VALIDATION
 from mlcore.runtime.errors import DataError, UsageError
-from mlcore.runtime.outputs import SUCCESS, OutputDirectory, atomic_file, read_success
+from mlcore.runtime.outputs import SUCCESS, OutputDirectory, atomic_file, read_success, refuse_foreign
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class ModelDirectory:
         overwrite: Remove a run of other settings instead of refusing.
 
     Raises:
-        UsageError: `path` is a file.
+        UsageError: `path` is a file, or holds the result of another step.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class ModelDirectory:
     ) -> None:
         if path.exists() and not path.is_dir():
             raise UsageError(f"--model-dir={path}: is a file, expected a directory")
+        refuse_foreign(path, "train", "--model-dir")
         self.path = path
         self._overwrite = overwrite
         self._record = OutputDirectory(path, step="train", parameters=parameters, inputs=inputs)
@@ -73,8 +74,16 @@ class ModelDirectory:
         results = _read_results(record)
         if results["steps"] not in list_checkpoints(self.path):
             return None
+        if record.get("checkpoint", {}) != self._sizes(results["steps"], record.get("checkpoint", {})):
+            log.warning("%s: files of its last checkpoint are not as they were written", self.path)
+            return None
         log.info("%s is up to date: trained to step %d", self.path, results["steps"])
         return results
+
+    def _sizes(self, step: int, names: Iterable[str] | None = None) -> dict[str, int]:
+        """Bytes of the files of a checkpoint, of all or of those with these names."""
+        files = self.path.glob(f"{PREFIX}-{step}.*") if names is None else map(self.path.joinpath, names)
+        return {path.name: path.stat().st_size for path in files if path.is_file()}
 
     def results(self) -> dict[str, Any] | None:
         """The results of a finished run, with whatever flags."""
@@ -93,7 +102,10 @@ class ModelDirectory:
             UsageError: It cannot be written.
         """
         different = self._difference(description)
-        if different is not None:
+        if different is not None and not self._is_begun():
+            log.info("%s: nothing was trained there yet; beginning anew", self.path)
+            self._clear()
+        elif different is not None:
             if not self._overwrite:
                 raise DataError(f"{self.path}: {different}; name another --model-dir or pass --overwrite=true")
             log.warning("%s: %s; removing it (--overwrite)", self.path, different)
@@ -116,8 +128,13 @@ class ModelDirectory:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in results.items()
         }
+        record = self._record.success_record() | {"checkpoint": self._sizes(results["steps"])}
         with atomic_file(self.path / SUCCESS) as temporary:
-            temporary.write_text(json.dumps(self._record.success_record(), indent=1, sort_keys=True) + "\n")
+            temporary.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+    def _is_begun(self) -> bool:
+        """Whether there is a checkpoint, also a damaged one; a start that failed leaves only what it was to be."""
+        return any(any(folder.glob("*.index")) for folder in (self.path, self.path / BEST))
 
     def _difference(self, description: Mapping[str, Any]) -> str | None:
         if not (self.path / EXPERIMENT_FILE).exists():

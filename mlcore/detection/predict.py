@@ -105,7 +105,8 @@ def predict(
         TransientError: The server does not answer within the deadline, or fails.
     """
     if (model is None) == (server is None):
-        raise UsageError("one of --model (a directory) and --server (a running model server) must be given, not both")
+        both = ", not both" if model is not None else ""
+        raise UsageError(f"one of --model (a directory) and --server (a running model server) must be given{both}")
     if server is not None:
         if model_name is None:
             raise UsageError("--server is given without --model-name, the name of the model on the server")
@@ -166,7 +167,7 @@ def _predict_exported(
     """Predict with a SavedModel."""
     from mlcore.detection import pictures
     from mlcore.detection.detectors import ExportedDetector
-    from mlcore.detection.predictions import Run
+    from mlcore.detection.predictions import Run, check_again
     from mlcore.serving.version_directory import find_version, model_digest
 
     directory = find_version(model)
@@ -181,6 +182,7 @@ def _predict_exported(
         overwrite=overwrite,
     )
     if (done := output.existing()) is not None:
+        check_again(output_dir, max_bad_fraction)
         return PredictResult(**done["results"], model=directory, output_dir=output_dir)
     detector = ExportedDetector(directory)
     with output.writing() as staging:

@@ -83,7 +83,7 @@ class Run:
                 for item in batch:
                     if item.pixels is None:
                         log.warning("%s: %s", item.picture.path, item.problem)
-                        self.unreadable.append({"file": item.picture.name, "reason": item.problem})
+                        self.unreadable.append(named(item.picture) | {"reason": item.problem})
                 encoded = [item.pixels.encoded for item in readable if item.pixels is not None]
                 detections = self.detect(encoded) if encoded else []
                 for future in drawing:  # of the batch before: bounds what is held in memory
@@ -92,7 +92,7 @@ class Run:
                 for item, found in zip(readable, detections, strict=True):
                     if isinstance(found, DataError):
                         log.warning("%s: %s", item.picture.path, found)
-                        self.unreadable.append({"file": item.picture.name, "reason": str(found)})
+                        self.unreadable.append(named(item.picture) | {"reason": str(found)})
                         continue
                     record, shown = self._record(item, found, ids[item.index])
                     if self.draw:
@@ -119,7 +119,7 @@ class Run:
             }
             for box, score, class_id in zip(shown.boxes_yxyx, shown.scores, shown.classes, strict=True)
         ]
-        record = {"id": image_id, "file": item.picture.name, "width": width, "height": height, "detections": detections}
+        record = {"id": image_id, **named(item.picture), "width": width, "height": height, "detections": detections}
         return record, shown
 
     def _name(self, class_id: int) -> str:
@@ -210,6 +210,26 @@ class Run:
         report.write(self.directory / "report.html")
 
 
+def named(picture: "Picture") -> dict[str, str]:
+    """How results name a picture: as it was found in its folder, and where it is."""
+    return {"file": picture.name, "path": str(picture.path)}
+
+
+def check_again(output_dir: Path, max_bad_fraction: float) -> None:
+    """`check_unreadable` of results that are there already.
+
+    Raises:
+        DataError: Too many pictures were unreadable, or the results cannot be read.
+    """
+    path = output_dir / PREDICTIONS
+    try:
+        content = json.loads(path.read_text())
+        unreadable, readable = content["unreadable"], len(content["images"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); pass --overwrite=true to make it anew") from error
+    check_unreadable(unreadable, readable, max_bad_fraction)
+
+
 def check_unreadable(unreadable: Sequence[Mapping[str, str]], readable: int, max_bad_fraction: float) -> None:
     """Fails where too many pictures were unreadable.
 
@@ -217,7 +237,7 @@ def check_unreadable(unreadable: Sequence[Mapping[str, str]], readable: int, max
         DataError: They were; the message names the first.
     """
     total = readable + len(unreadable)
-    if len(unreadable) <= max_bad_fraction * total and readable:
+    if len(unreadable) <= max_bad_fraction * total + 1e-6 and readable:
         return
     first = [f"{entry['file']} ({entry['reason']})" for entry in unreadable[:_NAMED_FAILURES]]
     more = len(unreadable) - len(first)

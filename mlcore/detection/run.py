@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from mlcore.data.records import RecordSet
 from mlcore.detection.metrics import MASK_PREFIX
 from mlcore.detection.model_directory import ModelDirectory
-from mlcore.detection.settings import Settings, configure, describe
+from mlcore.detection.settings import Settings, blamed_on, configure, describe
 from mlcore.detection.tensorflow import import_tensorflow
 from mlcore.runtime.errors import UsageError
+from mlcore.runtime.outputs import alone_in
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -55,31 +56,36 @@ def run(
     from mlcore.detection.runner import LocalRunner
     from mlcore.detection.validation import Validation
 
-    plan = make_plan(config, records, metric=metric, patience=patience)
-    trainer = prepare_trainer(strategy, config, directory.path)
-    trained = trainer.steps_done() >= plan.steps
-    if trained and (before := directory.results()) is not None:
-        log.info("%s is up to date: trained to step %d, --steps=%d", directory.path, trainer.steps_done(), plan.steps)
-        return before
-    directory.begin()
-    dataset = make_dataset(strategy, trainer, records, seed=seed, deterministic=deterministic)
-    validation = None
-    if plan.eval_interval:
-        validation = Validation(trainer, make_evaluate(trainer, records), directory.path, metric=metric)
-    loop = TrainingLoop(
-        trainer,
-        LocalRunner(trainer, strategy, dataset, deterministic=deterministic),
-        plan,
-        directory.path,
-        validation=validation,
-        first_step_done=log_first_step,
-    )
-    with strategy.scope():
-        outcome = loop.evaluate_last() if trained else loop.run()
-    results = results_of(outcome)
-    directory.finish(results)
-    log.info("trained to step %d: %s", outcome.step, directory.path)
-    return results
+    with alone_in(directory.path):
+        plan = make_plan(config, records, metric=metric, patience=patience)
+        with blamed_on(settings):
+            trainer = prepare_trainer(strategy, config, directory.path)
+        trained = trainer.steps_done() >= plan.steps
+        if trained and (before := directory.results()) is not None:
+            log.info(
+                "%s is up to date: trained to step %d, --steps=%d", directory.path, trainer.steps_done(), plan.steps
+            )
+            return before
+        directory.begin()
+        with blamed_on(settings):
+            dataset = make_dataset(strategy, trainer, records, seed=seed, deterministic=deterministic)
+        validation = None
+        if plan.eval_interval:
+            validation = Validation(trainer, make_evaluate(trainer, records), directory.path, metric=metric)
+        loop = TrainingLoop(
+            trainer,
+            LocalRunner(trainer, strategy, dataset, deterministic=deterministic),
+            plan,
+            directory.path,
+            validation=validation,
+            first_step_done=log_first_step,
+        )
+        with strategy.scope():
+            outcome = loop.evaluate_last() if trained else loop.run()
+        results = results_of(outcome)
+        directory.finish(results)
+        log.info("trained to step %d: %s", outcome.step, directory.path)
+        return results
 
 
 def prepare_devices(tf: Any, seed: int, deterministic: bool | None) -> bool:

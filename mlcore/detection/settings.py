@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from mlcore.detection.experiment import (
     DEFAULT_PRESET,
     SECTIONS,
     check_experiment_name,
+    first_line,
     load_preset,
     new_config,
     override,
@@ -35,6 +37,15 @@ _MAY_CHANGE = re.compile(
     r"|runtime\.(?!mixed_precision_dtype).*"
     r"|preset|data\.(?!digest).*"
 )
+
+
+# Settings of official.vision whose place flags of the step have taken.
+_NOT_USED = {
+    "task.train_data.input_path": "the records are those of --data-dir",
+    "task.validation_data.input_path": "the records are those of --data-dir",
+    "runtime.distribution_strategy": "see --strategy",
+    "runtime.num_gpus": "see --strategy",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +129,36 @@ def configure(settings: Settings, records: RecordSet) -> ExperimentConfig:
     override(config, changes, f"preset {preset}")
     task.model.num_classes = max(records.classes) + 1  # 0 is the background
     _apply_flags(config, settings)
-    override(config, settings.overrides, "--overrides")
-    _check(config, records)
+    override(config, settings.overrides, "--overrides or --config")
+    for name in _flat(settings.overrides):
+        if (instead := _NOT_USED.get(name)) is not None:
+            log.warning("%s is not used here; %s", name, instead)
+    with blamed_on(settings):
+        config.as_dict()
+        _check(config, records)
     return config
+
+
+@contextlib.contextmanager
+def blamed_on(settings: Settings) -> Iterator[None]:
+    """What official.vision cannot make of the user's overrides as one line that names them.
+
+    It takes values as they are, and fails where they are used, each place in its own way.
+
+    Raises:
+        UsageError: Something failed in the block, and there are overrides.
+    """
+    try:
+        yield
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, TypeError,
+            ValueError) as error:  # fmt: skip
+        if not settings.overrides:
+            raise
+        given = ", ".join(f"{name}={value}" for name, value in _flat(settings.overrides).items())
+        raise UsageError(
+            f"--overrides or --config: no model or input can be made with {given[:300]} "
+            f"({type(error).__name__}: {first_line(error)[:200]})"
+        ) from error
 
 
 def _apply_flags(config: ExperimentConfig, settings: Settings) -> None:
@@ -250,7 +288,7 @@ def _check(config: ExperimentConfig, records: RecordSet) -> None:
     if hasattr(backbone, "min_level"):  # SpineNet makes the pyramid itself
         backbone.min_level, backbone.max_level = model.min_level, model.max_level
     if config.task.train_data.global_batch_size < 1:
-        raise UsageError("--batch-size: the experiment does not say; give it")
+        raise UsageError("--batch-size (task.train_data.global_batch_size): expected at least 1; give it")
     if model.num_classes <= max(records.classes):
         raise UsageError(
             f"--overrides: task.model.num_classes={model.num_classes}: expected at least {max(records.classes) + 1}, "
@@ -269,6 +307,8 @@ def _check(config: ExperimentConfig, records: RecordSet) -> None:
         unknown = set(config.task.init_checkpoint_modules) - {"backbone", "decoder"}
         if unknown:  # official.vision loads nothing for a name that it does not know, and says nothing
             raise UsageError(f"--init-modules={sorted(unknown)[0]}: expected backbone, decoder or all")
+    if trainer.max_to_keep < 1:
+        raise UsageError(f"--keep-checkpoints (trainer.max_to_keep) is {trainer.max_to_keep}; expected at least 1")
     if trainer.train_steps < 1:
         raise UsageError(f"--steps={trainer.train_steps}: expected at least 1")
 
@@ -296,8 +336,18 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     old, new = _flat(before), _flat(now)
     for name in (*new, *(name for name in old if name not in new)):
         if old.get(name) != new.get(name) and not _MAY_CHANGE.fullmatch(name):
+            whole = name.rpartition(".")[0]
+            if whole in old or whole in new:  # a list on one side, a single value on the other
+                return f"{whole} {_whole(old, whole)}, now {_whole(new, whole)}"
             return f"{name} {old.get(name)}, now {new.get(name)}"
     return None
+
+
+def _whole(flat: Mapping[str, Any], name: str) -> str:
+    """A value as it was before `_flat`, in words."""
+    if name in flat:
+        return str(flat[name])
+    return ", ".join(str(value) for key, value in flat.items() if key.startswith(f"{name}."))
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

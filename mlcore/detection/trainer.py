@@ -139,9 +139,13 @@ class Trainer:
             modules = self.config.task.init_checkpoint_modules
             modules = modules if isinstance(modules, str) else ", ".join(modules)
             line = str(error.args[-1] if error.args else error).strip().splitlines()[0]
+            expected = (
+                "--init-modules=all wants the same classes and anchors too; leave it out to take backbone and decoder"
+                if modules == "all"
+                else "expected the same backbone and decoder"
+            )
             raise UsageError(
-                f"--init-checkpoint={prefix}: its {modules} does not fit this model; expected the same backbone and "
-                f"decoder ({line[:200]})"
+                f"--init-checkpoint={prefix}: its {modules} does not fit this model; {expected} ({line[:200]})"
             ) from error
         log.info("weights from %s (%s)", prefix, self.config.task.init_checkpoint_modules)
 

@@ -43,7 +43,7 @@ def deploy(
     *,
     model_name: str,
     storage_uri: str | None = None,
-    version: Annotated[int | None, Range(min=1)] = None,
+    version: Annotated[int | None, Range(min=1, max=2**63 - 1)] = None,
     canary_percent: Annotated[int, Range(min=0, max=100)] = 100,
     promote: bool = False,
     namespace: str | None = None,

@@ -1,17 +1,18 @@
 """A training of MNIST in its model directory: alone, on the workers of a cluster, or in step with others."""
 
+import contextlib
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlcore.data.mnist import MnistData
 from mlcore.runtime.cores import usable_cores
-from mlcore.runtime.errors import DataError, UsageError
-from mlcore.runtime.outputs import SUCCESS, OutputDirectory, atomic_file, read_success
+from mlcore.runtime.errors import DataError, MlcoreError, TransientError, UsageError
+from mlcore.runtime.outputs import SUCCESS, OutputDirectory, alone_in, atomic_file, read_success, refuse_foreign
 from mlcore.runtime.signals import stop_flag
 
 if TYPE_CHECKING:
@@ -68,6 +69,22 @@ class Training:
     per_epoch: int
     checkpoint_interval_s: float
     keep: int
+
+    @contextlib.contextmanager
+    def alone(self, error: type[MlcoreError] = TransientError) -> Iterator[None]:
+        """Make the model directory, in which no other training may be at work meanwhile.
+
+        Raises:
+            UsageError: It cannot be made, or holds the result of another step.
+            MlcoreError: Another training is at work in it; of the class `error`.
+        """
+        refuse_foreign(self.model_dir, STEP, "--model-dir")
+        try:
+            self.model_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise UsageError(f"--model-dir={self.model_dir}: cannot be written ({problem.strerror})") from problem
+        with alone_in(self.model_dir, error):
+            yield
 
     def begin(self, *, overwrite: bool) -> dict[str, Any] | None:
         """Make the model directory, or find this training in it; its results where it has nothing left to do."""

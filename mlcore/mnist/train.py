@@ -11,7 +11,7 @@ from mlcore.cluster.strategy import choose_strategy
 from mlcore.cluster.timeouts import Timeouts
 from mlcore.data.mnist import load_mnist
 from mlcore.mnist.run import Training
-from mlcore.runtime.errors import UsageError
+from mlcore.runtime.errors import RestartError, UsageError
 from mlcore.runtime.parameters import Environment, Range, step
 
 
@@ -155,7 +155,8 @@ def mnist_train(
         keep=keep_checkpoints,
     )
     if cluster is None:
-        return _result(training.begin(overwrite=overwrite) or training.run())
+        with training.alone():
+            return _result(training.begin(overwrite=overwrite) or training.run())
     if trains_in_step:
         from mlcore.cluster.team import follow
 
@@ -172,7 +173,7 @@ def mnist_train(
         return None
     from mlcore.cluster.chief import lead
 
-    with lead(cluster, model_dir, goal=goal, timeouts=timeouts) as chief:
+    with lead(cluster, model_dir, goal=goal, timeouts=timeouts) as chief, training.alone(RestartError):
         results = training.begin(overwrite=overwrite)
         chief.begin()
         if results is None:

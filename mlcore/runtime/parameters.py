@@ -164,7 +164,7 @@ class Parameter:
             return int(value)
         if self.type is float:
             number = float(value)
-            if isinstance(value, bool) or math.isnan(number):
+            if isinstance(value, bool) or not math.isfinite(number):
                 raise ValueError
             return number
         if self.type is Path:
@@ -190,7 +190,13 @@ class Parameter:
             return self.convert(values, source)
         if isinstance(values, str | Path) or not isinstance(values, collections.abc.Iterable):
             values = (values,)
-        return tuple(self.convert(value, source) for text in values for value in _listed(text))
+        return tuple(self.convert(value, source) for text in values for value in self._listed(text))
+
+    def _listed(self, value: Any) -> list[Any]:
+        """The members of the text of a JSON list, or between the commas of names and numbers; else the value alone."""
+        if isinstance(value, str) and "," in value and (self.choices or self.type in (int, float)) and value[0] != "[":
+            return value.split(",")
+        return _listed(value)
 
 
 def _listed(value: Any) -> list[Any]:

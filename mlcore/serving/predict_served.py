@@ -12,7 +12,15 @@ import numpy as np
 from mlcore.data.label_map import read_label_map
 from mlcore.detection.pictures import Picture, find_pictures, pictures_digest
 from mlcore.detection.predict import PredictResult
-from mlcore.detection.predictions import PREDICTIONS, Run, check_unreadable, latency_rows, read_ahead
+from mlcore.detection.predictions import (
+    PREDICTIONS,
+    Run,
+    check_again,
+    check_unreadable,
+    latency_rows,
+    named,
+    read_ahead,
+)
 from mlcore.runtime.errors import UsageError
 from mlcore.runtime.outputs import OutputDirectory
 from mlcore.runtime.progress import Progress
@@ -69,6 +77,7 @@ def predict_served(
         )
         if (done := output.existing()) is not None:
             if version is not None:
+                check_again(output_dir, max_bad_fraction)
                 return PredictResult(**done["results"], model=None, output_dir=output_dir, server=server)
             log.info("%s does not tell the version of the model, so it is asked again", client)
             output.overwrite = True
@@ -161,7 +170,7 @@ class _Classification:
                     if answer is None or isinstance(answer, RequestRefusedError):
                         reason = item.problem or str(answer)
                         log.warning("%s: %s", item.picture.path, reason)
-                        self.unreadable.append({"file": item.picture.name, "reason": reason})
+                        self.unreadable.append(named(item.picture) | {"reason": reason})
                     else:
                         self._record(item.picture, greys[item.index], answer)
                 progress.update(len(batch))
@@ -173,7 +182,7 @@ class _Classification:
         if name is None and NAMES in answer:
             name = answer[NAMES][0].decode(errors="replace")
         name = name or str(class_id)
-        record = {"file": picture.name, "class_id": class_id, "class": name, "inverted": grey.inverted}
+        record = {**named(picture), "class_id": class_id, "class": name, "inverted": grey.inverted}
         words = name
         if PROBABILITIES in answer:
             values = answer[PROBABILITIES][0]

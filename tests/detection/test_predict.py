@@ -39,7 +39,8 @@ def test_boxes_are_found_in_pixels_with_class_and_score(model: Path, tmp_path: P
     assert (result.images, result.unreadable, result.detections) == (1, 0, 2)
     (image,) = predictions["images"]
     assert image == {
-        "id": 1, "file": "a.png", "width": 64, "height": 48, "drawn": "images/a.jpg",
+        "id": 1, "file": "a.png", "path": str(tmp_path / "in" / "a.png"), "width": 64, "height": 48,
+        "drawn": "images/a.jpg",
         "detections": [
             {"class_id": 1, "class": "red", "score": 0.9, "box": [10.0, 5.0, 30.0, 25.0]},
             {"class_id": 2, "class": "green", "score": 0.6, "box": [40.0, 20.0, 60.0, 44.0]},
@@ -75,7 +76,10 @@ def test_an_unreadable_picture_is_counted_listed_and_passed_over(model: Path, tm
     (tmp_path / "in" / "b.jpg").write_bytes(b"no picture")
     result, predictions = run(model, tmp_path / "in", tmp_path / "out")
     assert (result.images, result.unreadable) == (1, 1)
-    assert predictions["unreadable"] == [{"file": "b.jpg", "reason": "not a picture that Pillow reads"}]
+    path = str(tmp_path / "in" / "b.jpg")
+    assert predictions["unreadable"] == [{"file": "b.jpg", "path": path, "reason": "not a picture that Pillow reads"}]
+    with pytest.raises(DataError, match="1 of 2 pictures cannot be read"):  # though it is up to date
+        run(model, tmp_path / "in", tmp_path / "out", max_bad_fraction=0.4)
     assert "not a picture" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -191,6 +195,22 @@ def test_again_is_free_and_other_parameters_are_refused(model: Path, tmp_path: P
         run(model, tmp_path / "a.png", tmp_path / "out", min_score=0.95)
     changed, _ = run(model, tmp_path / "a.png", tmp_path / "out", min_score=0.95, overwrite=True)
     assert changed.detections == 0
+
+
+def test_results_within_the_folder_are_none_of_its_pictures(model: Path, tmp_path: Path) -> None:
+    save(tmp_path / "in" / "a.png", picture(((16, 8, 40, 32), RED)))
+    first, _ = run(model, tmp_path / "in", tmp_path / "in" / "found")
+    again, _ = run(model, tmp_path / "in", tmp_path / "in" / "found")
+    assert (first.images, again) == (1, first)
+
+
+@pytest.mark.parametrize("source", [".", "a.png"])
+def test_pictures_are_never_replaced_by_what_is_found_in_them(model: Path, tmp_path: Path, source: str) -> None:
+    save(tmp_path / "in" / "a.png", picture(((16, 8, 40, 32), RED)))
+    for output in (tmp_path / "in", tmp_path, model.parent):
+        with pytest.raises(UsageError, match=r"--output-dir=.*holds .*, which the step reads"):
+            run(model, tmp_path / "in" / source, output, overwrite=True)
+    assert (tmp_path / "in" / "a.png").exists()
 
 
 def test_pictures_are_not_drawn_where_nobody_wants_them(model: Path, tmp_path: Path) -> None:

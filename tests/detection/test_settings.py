@@ -19,7 +19,11 @@ DESCRIPTION: dict[str, Any] = {
     "classes": ["a", "b"],
     "data": {"digest": "0123", "images": {"train": 10}},
     "seed": 0,
-    "task": {"model": {"min_level": 3, "input_size": [256, 320, 3]}, "validation_data": {"global_batch_size": 8}},
+    "task": {
+        "init_checkpoint_modules": "all",
+        "model": {"min_level": 3, "input_size": [256, 320, 3]},
+        "validation_data": {"global_batch_size": 8},
+    },
     "trainer": {
         "train_steps": 500,
         "checkpoint_interval": 100,
@@ -72,6 +76,7 @@ def test_a_run_goes_on_though_this_changed(path: str, value: object) -> None:
         ("task.model.min_level", 4, "task.model.min_level 3, now 4"),
         ("task.model.input_size", [512, 512, 3], "task.model.input_size.0 256, now 512"),
         ("classes", ["a"], "classes.1 b, now None"),
+        ("task.init_checkpoint_modules", ["backbone", "decoder"], "init_checkpoint_modules all, now backbone, decoder"),
         ("data.digest", "4567", "data.digest 0123, now 4567"),
         ("seed", 7, "seed 0, now 7"),
         ("runtime.mixed_precision_dtype", "float16", "mixed_precision_dtype float32, now float16"),
@@ -121,6 +126,30 @@ def test_checkpoints_of_another_program_are_not_taken_over(tmp_path: Path) -> No
     (tmp_path / "model.ckpt-7.index").write_bytes(b"weights")
     with pytest.raises(DataError, match=r"no experiment\.yaml"):
         directory(tmp_path).open(DESCRIPTION, {1: "a", 2: "b"})
+
+
+def test_a_start_that_failed_does_not_bind_the_next(tmp_path: Path) -> None:
+    directory(tmp_path).open(DESCRIPTION, {1: "a", 2: "b"})
+    (tmp_path / "notes.txt").write_text("mine")
+    directory(tmp_path).open(changed("task.model.min_level", 4), {1: "a", 2: "b"})
+    assert "min_level: 4" in (tmp_path / "experiment.yaml").read_text() and (tmp_path / "notes.txt").exists()
+
+
+def test_the_result_of_another_step_is_not_trained_in(tmp_path: Path) -> None:
+    (tmp_path / "_SUCCESS.json").write_text('{"step": "convert"}')
+    with pytest.raises(UsageError, match=r"^--model-dir=.*: holds the result of the step convert; name another"):
+        directory(tmp_path, overwrite=True)
+
+
+def test_a_finished_run_whose_last_checkpoint_was_damaged_is_not_done(tmp_path: Path) -> None:
+    here = directory(tmp_path)
+    here.open(DESCRIPTION, {1: "a", 2: "b"})
+    for name in ("ckpt-5.index", "ckpt-5.data-00000-of-00001"):
+        (tmp_path / name).write_bytes(b"weights")
+    here.finish({"steps": 5, "loss": 0.5})
+    assert here.finished() is not None
+    (tmp_path / "ckpt-5.data-00000-of-00001").write_bytes(b"wei")
+    assert here.finished() is None
 
 
 def test_success_is_there_only_while_training_is_done(tmp_path: Path) -> None:
@@ -261,3 +290,32 @@ def test_what_does_not_fit_is_said_before_anything_is_made(
 ) -> None:
     with pytest.raises(error, match=expected):
         configured(dataclasses.replace(records, has_masks=False), **flags)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "task.model.backbone.type=bogus", "task.model.decoder.type=bogus", "task.model.anchor.num_scales=0",
+        "trainer.optimizer_config.learning_rate.type=bogus", "trainer.optimizer_config.optimizer.type=bogus",
+        "task.train_data.dtype=bogus", "task.model.head.num_filters=0", "task.model.max_level=2",
+        "task.model.norm_activation.activation=bogus", "trainer.max_to_keep=0",
+        "runtime.mixed_precision_dtype=bogus", "task.train_data.file_type=foo", "task.train_data.global_batch_size=0",
+    ],
+)  # fmt: skip
+def test_a_value_that_official_vision_cannot_use_is_wrong_use(records: RecordSet, tmp_path: Path, setting: str) -> None:
+    from mlcore.detection.run import run
+    from mlcore.runtime.parameters import parameters_of
+
+    overrides = next(entry for entry in parameters_of(train) if entry.name == "overrides").convert_all(setting, "")
+    settings = Settings(image_size="64", steps=1, batch_size=1, eval_interval=0, overrides=overrides)
+    with pytest.raises(UsageError, match=setting.partition("=")[0].replace(".", r"\.")):
+        run(directory(tmp_path), records, settings, metric="coco_ap", patience=0, seed=0, deterministic=None,
+            strategy_name="auto")  # fmt: skip
+
+
+@pytest.mark.slow
+def test_settings_whose_place_a_flag_has_taken_are_told(records: RecordSet, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING", "mlcore")
+    configured(records, overrides={"task": {"train_data": {"input_path": "/nope"}}})
+    assert "task.train_data.input_path is not used here; the records are those of --data-dir" in caplog.text
