@@ -56,7 +56,7 @@ TOOLS = {
 
 # What is wrong with a path, or with the rights to it.
 _OF_A_PATH = frozenset(
-    (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR)
+    (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR)
 )
 _ALONE = "alone_"  # begins click's name of a value that stands alone on the command line
 

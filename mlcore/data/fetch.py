@@ -42,7 +42,7 @@ def with_mirrors(files: Sequence[RemoteFile], bases: Sequence[str]) -> list[Remo
         UsageError: A base is no address.
     """
     for base in bases:
-        check_url(base)
+        check_url(base, "--mirror")
     return [
         dataclasses.replace(file, urls=(*(f"{base.rstrip('/')}/{file.name}" for base in bases), *file.urls))
         for file in files

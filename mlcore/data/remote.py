@@ -72,7 +72,7 @@ def _without_secrets(url: str) -> str:
     return re.sub(r"^([^/]*//)?.*@", r"\1", re.split(r"[?#]", url, maxsplit=1)[0])
 
 
-def check_url(url: str) -> None:
+def check_url(url: str, flag: str = "--url") -> None:
     """Refuse an address that cannot be fetched.
 
     Raises:
@@ -82,23 +82,23 @@ def check_url(url: str) -> None:
         parts = urllib.parse.urlsplit(url)
         _ = parts.port
     except ValueError as error:
-        raise UsageError(f"--url={_without_secrets(url)}: not an address") from error
+        raise UsageError(f"{flag}={_without_secrets(url)}: not an address") from error
     if any(ord(character) <= 32 or ord(character) == 127 for character in url):
-        raise UsageError(f"--url={shown(url)!r}: spaces and control characters must be percent-encoded")
+        raise UsageError(f"{flag}={shown(url)!r}: spaces and control characters must be percent-encoded")
     if parts.scheme not in SCHEMES:
         hint = f"; for a local file write file://{url}" if url.startswith("/") else ""
-        raise UsageError(f"--url={shown(url)}: expected an http://, https:// or file:// address{hint}")
+        raise UsageError(f"{flag}={shown(url)}: expected an http://, https:// or file:// address{hint}")
     if parts.scheme == "file" and "%00" in parts.path:
-        raise UsageError(f"--url={shown(url)}: no path has a null character")
+        raise UsageError(f"{flag}={shown(url)}: no path has a null character")
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost"):
             raise UsageError(
-                f"--url={shown(url)}: a file address has no host; write file:///{parts.netloc}{parts.path}"
+                f"{flag}={shown(url)}: a file address has no host; write file:///{parts.netloc}{parts.path}"
             )
     elif not parts.hostname:
-        raise UsageError(f"--url={shown(url)}: the host is missing")
+        raise UsageError(f"{flag}={shown(url)}: the host is missing")
     if "@" in parts.netloc:
-        raise UsageError(f"--url={shown(url)}: user names and passwords in addresses are not supported")
+        raise UsageError(f"{flag}={shown(url)}: user names and passwords in addresses are not supported")
 
 
 def check_name(name: str, url: str) -> None:

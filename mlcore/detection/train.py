@@ -129,7 +129,8 @@ def train(
             multi_worker_mirrored all of its workers in step, each on its part of a batch.
         seed: Decides initial weights, order and augmentation of the images.
         deterministic: The same seed gives the same model, bit for bit, on the same machine, also when the run was
-            stopped and gone on with. It costs time on a GPU, so it is off by default where there is one.
+            stopped and gone on with (of Cascade R-CNN only nearly). It costs time on a GPU, so it is off by default
+            where there is one.
         overwrite: Remove what is in --model-dir if it was trained otherwise (other data or settings); without it that
             is an error. A run of the same settings is gone on with in either case.
         start_timeout_s: In a cluster: seconds to wait for the other members to come up.

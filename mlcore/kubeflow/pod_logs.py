@@ -49,7 +49,7 @@ class PodLog:
                 return
             self._pod = pod
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, daemon=True)
+                self._thread = threading.Thread(target=self._run, name="pod-log", daemon=True)
                 self._thread.start()
 
     def finish(self, timeout_s: float) -> None:

@@ -87,8 +87,9 @@ def publish(
     """
     weights = weights_digest(network)
     output = VersionDirectory(
-        export_dir, step="mnist-train", parameters=parameters, inputs={"data": data_version, "weights": weights}
-    )
+        export_dir, step="mnist-train", parameters=parameters, inputs={"data": data_version, "weights": weights},
+        flag="--export-dir",
+    )  # fmt: skip
     if output.existing() is None:
         output.results = {"weights_sha256": weights, **metrics}
         with output.writing() as directory:

@@ -38,11 +38,11 @@ _OWN = (
     "train",
     "validation",
     "history.csv",
-    RUN,
     REPORT,
     CONFUSION_CSV,
     CONFUSION_PNG,
     SUCCESS,
+    RUN,  # the last to go: what is left of a training that was being removed is known by it
 )
 
 
@@ -89,9 +89,9 @@ class Training:
     def begin(self, *, overwrite: bool) -> dict[str, Any] | None:
         """Make the model directory, or find this training in it; its results where it has nothing left to do."""
         identity = {"parameters": self.parameters, "data": self.data.version}
-        before = self._recorded()
+        before = self._recorded(overwrite)
         if before is not None and before != identity:
-            if not overwrite:
+            if self._steps_saved() and not overwrite:
                 raise DataError(
                     f"{self.model_dir}: holds a training with {_difference(before, identity)}; "
                     "name another --model-dir or pass --overwrite=true"
@@ -100,7 +100,7 @@ class Training:
         elif before is not None and overwrite and self._steps_saved() > self.total:
             before = None
         if before is None:
-            self._clear(overwrite)
+            self._clear()
             with atomic_file(self.model_dir / RUN) as temporary:
                 temporary.write_text(json.dumps(identity, indent=1) + "\n")
             return None
@@ -312,31 +312,39 @@ class Training:
             temporary.write_text(json.dumps(output.success_record(), indent=1, sort_keys=True) + "\n")
         return results
 
-    def _recorded(self) -> dict[str, Any] | None:
+    def _recorded(self, overwrite: bool) -> dict[str, Any] | None:
         path = self.model_dir / RUN
         try:
             record = json.loads(path.read_text())
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
-            raise DataError(f"{path}: cannot be read as JSON ({error})") from error
-        if not isinstance(record, dict):
-            raise DataError(f"{path}: expected a JSON object")
-        return record
+            record, problem = None, str(error)
+        else:
+            problem = "expected an object"
+        if isinstance(record, dict):
+            return record
+        if overwrite:
+            return {}  # different from every training
+        raise DataError(f"{path}: cannot be read as JSON ({problem}); pass --overwrite=true to begin anew")
 
     def _steps_saved(self) -> int:
         numbers = [path.stem.rpartition("-")[2] for path in self.model_dir.glob("ckpt-*.index")]
         return max((int(number) for number in numbers if number.isdecimal()), default=0)
 
-    def _clear(self, overwrite: bool) -> None:
-        """An empty model directory: nothing of an earlier training in it. Files of others stay."""
+    def _clear(self) -> None:
+        """An empty model directory: nothing of an earlier training in it. Files of others stay.
+
+        Raises:
+            DataError: What looks like a training's is there, without the file that tells of one.
+        """
         try:
             self.model_dir.mkdir(parents=True, exist_ok=True)
             old = [path for pattern in _OWN for path in self.model_dir.glob(pattern)]
-            if old and not overwrite:
+            if old and not (self.model_dir / RUN).exists():
                 raise DataError(
                     f"{self.model_dir}: holds {old[0].name}, but no {RUN} that tells of which training; name another "
-                    "--model-dir or pass --overwrite=true"
+                    "--model-dir, or delete it yourself"
                 )
             for path in old:
                 if path.is_dir():

@@ -63,8 +63,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}{_PARTIAL}", dir=path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}{_PARTIAL}", dir=path.parent)
+    except OSError as error:  # of the temporary name, which says nothing to anybody
+        raise type(error)(error.errno, error.strerror, str(path)) from error
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -152,6 +155,7 @@ class OutputDirectory:
         inputs: Name of each input -> its digest.
         reads: Files and folders that the step reads; a result must not take their place.
         overwrite: Replace a result that was made from something else.
+        flag: The flag that names `path`.
         may_shrink: Users may delete or change files of the result on purpose, so it is only said when some are gone.
 
     Raises:
@@ -168,10 +172,11 @@ class OutputDirectory:
         reads: Iterable[Path] = (),
         overwrite: bool = False,
         may_shrink: bool = False,
+        flag: str = "--output-dir",
     ) -> None:
         # A link stays, and leads to the result: it may be there to put it on another disk.
         self.path = Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path)
-        self.named = path
+        self.named = f"{flag}={path}"
         self.step = step
         self.overwrite = overwrite
         self.may_shrink = may_shrink
@@ -179,13 +184,13 @@ class OutputDirectory:
         self.inputs: dict[str, Any] = _plain(dict(inputs))
         self.results: dict[str, Any] = {}
         if self.path.exists() and not self.path.is_dir():
-            raise UsageError(f"--output-dir={path}: is a file, expected a directory")
+            raise UsageError(f"{self.named}: is a file, expected a directory")
         place = Path(os.path.realpath(path))
         for read in reads:
             real = Path(os.path.realpath(read))
             if place == real or place in real.parents:
                 what = "is what the step reads" if place == real else f"holds {read}, which the step reads"
-                raise UsageError(f"--output-dir={path}: {what}; name another directory, for its content is replaced")
+                raise UsageError(f"{self.named}: {what}; name another directory, for its content is replaced")
 
     def existing(self) -> dict[str, Any] | None:
         """The record of an earlier run with the same step, parameters and inputs, or None where work is to be done.
@@ -280,7 +285,7 @@ class OutputDirectory:
             _remove_abandoned(parent, prefix)
             staging, lock = _locked_directory(parent, prefix)
         except OSError as error:
-            raise UsageError(f"--output-dir={self.named}: cannot be written ({error.strerror})") from error
+            raise UsageError(f"{self.named}: cannot be written ({error.strerror})") from error
         try:
             yield staging
             record = self.success_record() | {"content": _content(staging)}

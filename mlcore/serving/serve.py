@@ -111,6 +111,11 @@ def serve(
     Raises:
         UsageError: A parameter is wrong, a port is taken, or the packages are not installed.
     """
+    ports = [port for port in (http_port, grpc_port, tfs_port) if port]
+    if len(set(ports)) < len(ports):
+        raise UsageError(
+            f"--http-port={http_port}, --grpc-port={grpc_port}, --tfs-port={tfs_port}: expected three different ports"
+        )
     policy, split = parse_policy(version_policy), parse_traffic(traffic)
     if not model_name or not all(letter.isalnum() or letter in "._-" for letter in model_name):
         raise UsageError(f"--model-name={model_name}: expected letters, digits, '.', '_' and '-'")

@@ -133,9 +133,10 @@ def verify(
         The numbers.
 
     Raises:
-        UsageError: There are no samples of this kind, or the server has no such model.
+        UsageError: There are no samples of this kind, or the server has no such signature.
         DataError: The model is not good enough, too slow, or a golden or edge case went wrong.
-        TransientError: The model is not ready in time, or the server stopped answering.
+        TransientError: The model is not ready in time (a name that the server does not know may still appear there), or
+            the server stopped answering.
     """
     if data_dir is not None and not data_dir.is_dir():
         raise UsageError(f"--data-dir={data_dir}: no such directory")

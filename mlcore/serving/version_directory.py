@@ -29,14 +29,16 @@ SAVED_MODEL = "saved_model.pb"
 EXTRA = "assets.extra"
 MODEL_CARD = f"{EXTRA}/model.json"
 RETIRED = ".retired"
+MAX_VERSION = 2**63 - 1  # TensorFlow Serving's, an int64
+_MAX_DIGITS = 100
 LABEL_MAP = f"{EXTRA}/label_map.pbtxt"
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)
 
 
 def version_number(name: str) -> int | None:
     """The version that a directory's name means, or None."""
-    number = int(name) if name.isascii() and name.isdecimal() else 0
-    return number or None
+    number = int(name[:_MAX_DIGITS]) if name.isascii() and name.isdecimal() else 0
+    return number if 0 < number <= MAX_VERSION and len(name) < _MAX_DIGITS else None
 
 
 def list_versions(base: Path) -> dict[int, Path]:
@@ -45,7 +47,8 @@ def list_versions(base: Path) -> dict[int, Path]:
         return {}
     found = {
         number: entry
-        for entry in base.iterdir()
+        # Of 1 and 01, which servers may read either way, always the shorter name.
+        for entry in sorted(base.iterdir(), key=lambda entry: (-len(entry.name), entry.name))
         if (number := version_number(entry.name)) is not None and (entry / SAVED_MODEL).is_file()
     }
     return dict(sorted(found.items()))
@@ -119,6 +122,7 @@ class VersionDirectory(OutputDirectory):
         parameters: Parameters that change the model.
         inputs: Name of each input -> its digest.
         version: Its number; default: one more than the highest there is.
+        flag: The flag that names `base`.
 
     Raises:
         UsageError: `base` is a file.
@@ -132,8 +136,9 @@ class VersionDirectory(OutputDirectory):
         parameters: Mapping[str, Any],
         inputs: Mapping[str, Any],
         version: int | None = None,
+        flag: str = "--output-dir",
     ) -> None:
-        super().__init__(base, step=step, parameters=parameters, inputs=inputs)
+        super().__init__(base, step=step, parameters=parameters, inputs=inputs, flag=flag)
         self.base = self.path
         self.wanted = version
         self.path = self.base / "version"  # until it has a number; staging directories are named after it

@@ -172,11 +172,16 @@ def promote(base: Path, number: int) -> None:
     if number not in seen and number not in aside:
         known = ", ".join(map(str, sorted({*seen, *aside}))) or "none"
         raise UsageError(f"--version={number}: {base} has no such version; there is {known}")
+    above = sorted((each for each in seen if each > number), reverse=True)
+    wanted = seen[number] if number in seen else aside[number]
+    for other in (*(seen[higher] for higher in above), *aside.values()):
+        if other != wanted and wanted.is_symlink() and wanted.resolve() == other.absolute():
+            raise UsageError(f"--version={number}: {wanted} is a link to {other}, which is not for servers to see then")
     if number in aside:
-        aside[number].rename(base / str(number))
+        _move(aside[number], base / str(number))
         fsync_directory(base)
         log.info("%s is back", base / str(number))
-    for higher in sorted((each for each in seen if each > number), reverse=True):
+    for higher in above:
         _retire(base, seen[higher])
     log.info("%s is the highest version", base / str(number))
 
@@ -237,10 +242,19 @@ def _remember(base: Path, number: int) -> None:
             entry.unlink(missing_ok=True)
 
 
+def _move(entry: Path, to: Path) -> None:
+    """Rename a version; a relative link leads to the same place from there."""
+    if entry.is_symlink() and not entry.readlink().is_absolute():
+        to.symlink_to(os.path.relpath(entry.parent.resolve() / entry.readlink(), to.parent.resolve()))
+        entry.unlink()
+    else:
+        entry.rename(to)
+
+
 def _retire(base: Path, directory: Path) -> None:
     folder = _retired_folder(base)
     folder.mkdir(exist_ok=True)
-    directory.rename(folder / directory.name)
+    _move(directory, folder / directory.name)
     fsync_directory(base)
     log.info("%s is set aside in %s", directory, folder)
 
@@ -279,7 +293,8 @@ def describe(base: Path, held: Mapping[str, Mapping[int, str]] | None = None) ->
             ]
             size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
             age = datetime.datetime.now(datetime.UTC).timestamp() - made
-            signatures = tuple(sorted(card.get("signatures") or ()))
+            listed = card.get("signatures")
+            signatures = tuple(sorted(map(str, listed))) if isinstance(listed, Mapping | list) else ()
             found.append(
                 Version(number, directory, retired, max(age, 0.0), size, _numbers(card.get("metrics")), signatures,
                         tuple(servers))

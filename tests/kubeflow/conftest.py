@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -67,3 +68,12 @@ def command(kubeconfig: Path) -> Iterator[Callable[..., Command]]:
     for each in started:
         each.process.kill()
         each.process.wait()
+
+
+@pytest.fixture(autouse=True)
+def _no_follower_is_left():
+    """A thread that follows a log whose server is gone would write into the next test's output."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "pod-log":
+            thread.join(10)

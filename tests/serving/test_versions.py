@@ -16,7 +16,7 @@ import pytest
 from mlcore import cli
 from mlcore.runtime.errors import DataError, TransientError, UsageError
 from mlcore.serving.version_directory import VersionDirectory, list_versions, next_version, retired_versions
-from mlcore.serving.versions import describe, versions
+from mlcore.serving.versions import describe, promote, versions
 
 
 def make(base, *numbers, metrics=None):
@@ -220,3 +220,42 @@ def test_killed_at_any_moment_every_version_is_found_and_the_same_command_goes_o
     subprocess.run([sys.executable, "-c", script, str(base), "1", "prune", "--keep=1"], capture_output=True)
     assert 4 in list_versions(base) and next_version(base) == 5
     assert versions(models_dir=base, action="prune", keep=1).versions == (4,)
+
+
+def test_links_to_versions_elsewhere_still_lead_there_when_they_are_moved(tmp_path):
+    make(tmp_path / "there", 1, 2)
+    base = tmp_path / "digits"
+    base.mkdir()
+    for number in (1, 2):
+        (base / str(number)).symlink_to(f"../there/{number}")
+    assert versions(models_dir=base, action="rollback").retired == (2,)
+    done = versions(models_dir=base, action="promote", version=2)
+    assert (done.versions, done.retired, done.serving) == ((1, 2), (), 2)
+    assert content(base, 2) == "model 2" and (base / "2").readlink() == Path("../there/2")
+
+
+def test_a_link_to_a_version_that_is_or_would_be_set_aside_is_not_promoted(tmp_path):
+    base = make(tmp_path / "digits", 1, 3)
+    (base / "2").symlink_to("3")
+    with pytest.raises(UsageError, match=r"2 is a link to .*3, which is not for servers to see then"):
+        promote(base, 2)
+    assert versions(models_dir=base).versions == (1, 2, 3)
+
+
+def test_numbers_that_no_server_knows_are_no_versions(tmp_path):
+    base = make(tmp_path / "digits", 1, 2**63 - 1, 2**63, "9" * 200)
+    assert versions(models_dir=base).versions == (1, 2**63 - 1)
+
+
+def test_of_two_names_of_a_number_the_shorter_one_is_taken(tmp_path):
+    base = make(tmp_path / "digits", "001", "1", "01")
+    assert list_versions(base) == {1: base / "1"}
+
+
+@pytest.mark.parametrize(
+    "card", ['{"metrics": 3, "signatures": 5}', '{"signatures": [1, "a"]}', '{"signatures": "abc"}']
+)
+def test_a_card_of_another_form_is_shown_as_far_as_it_goes(tmp_path, card):
+    base = make(tmp_path / "digits", 1)
+    (base / "1" / "assets.extra" / "model.json").write_text(card)
+    assert versions(models_dir=base).versions == (1,)

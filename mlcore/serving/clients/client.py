@@ -282,7 +282,7 @@ class ModelClient(abc.ABC):
             if spent >= timeout_s:
                 raise UnavailableError(
                     f"{self} is not ready after {timeout_s:g} s and {tries} tr{'y' if tries == 1 else 'ies'}; the last "
-                    f"one: {reason}"
+                    f"one: {reason} (see --model-name and --protocol)"
                 )
             if tries == 1:
                 log.info("waiting at most %g s for %s: %s", timeout_s, self, reason)

@@ -178,7 +178,7 @@ class Repository:
 
     async def _bring_in(self, number: int, stamp: Stamp) -> None:
         """Load a version and let it take requests, or note that it is broken."""
-        directory = self.base / str(number)
+        directory = list_versions(self.base).get(number, self.base / str(number))  # its name may be 005
         started = time.monotonic()
         self.loading = number
         try:

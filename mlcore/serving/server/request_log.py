@@ -14,6 +14,7 @@ entries are counted and dropped: a log never slows or breaks the server.
 import base64
 import contextlib
 import datetime
+import errno
 import hashlib
 import json
 import logging
@@ -21,12 +22,14 @@ import math
 import os
 import queue
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from mlcore.runtime.outputs import is_disk_full
 from mlcore.serving.server.signature import Array
 
 log = logging.getLogger(__name__)
@@ -34,6 +37,7 @@ log = logging.getLogger(__name__)
 MOST_VALUES = 4096
 _PREFIX, _SUFFIX = "requests-", ".jsonl"
 _WAITING = 1000  # entries
+_QUIET_S = 2.0  # a disk that is nearly full takes one entry and refuses the next
 _WAITING_BYTES = 64 * 2**20
 
 
@@ -62,6 +66,7 @@ class RequestLog:
         self._file: BinaryIO | None = None
         self._size = 0
         self._broken = False
+        self._failed_at = 0.0
         self._overrun = False
         folder.mkdir(parents=True, exist_ok=True)
         self._number = max((number for number, _ in self._files()), default=0)
@@ -114,10 +119,13 @@ class RequestLog:
                 if not self._broken:
                     self._broken = True
                     log.warning("%s: the request log cannot be written (%s); entries are counted", self.folder, error)
-                self._drop_file()
+                self._failed_at = time.monotonic()
+                # On a full disk it stays: each new file would cost an old one, until nothing of the log is left.
+                if not is_disk_full(error):
+                    self._drop_file()
             else:
                 self._count("written")
-                if self._broken:
+                if self._broken and time.monotonic() > self._failed_at + _QUIET_S:
                     self._broken = False
                     log.info("%s: the request log can be written again", self.folder)
         self._drop_file()
@@ -129,7 +137,7 @@ class RequestLog:
         written = self._file.write(line)
         if written != len(line):  # half a line: the next entry must not be glued to it
             os.ftruncate(self._file.fileno(), self._size)
-            raise OSError("no space left for a whole line")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._size += written
 
     def _rotate(self) -> None:

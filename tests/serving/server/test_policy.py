@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcore.runtime.errors import UsageError
+from mlcore.serving.serve import serve
 from mlcore.serving.server.policy import TrafficSplit, parse_policy, parse_traffic, position
 
 
@@ -70,3 +71,8 @@ def test_share_of_a_version_that_is_not_loaded_goes_to_the_others():
 @given(st.text())
 def test_position_is_a_share(request_id):
     assert 0 <= position(request_id) < 1
+
+
+def test_one_port_is_not_taken_for_two_protocols(tmp_path):
+    with pytest.raises(UsageError, match="--grpc-port=8080, --tfs-port=8500: expected three different"):
+        serve(model_name="m", models_dir=tmp_path, grpc_port=8080)

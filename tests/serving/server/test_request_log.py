@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mlcore.serving.server import request_log
 from mlcore.serving.server.request_log import MOST_VALUES, RequestLog
 
 
@@ -109,17 +110,22 @@ def test_a_folder_that_vanishes_costs_entries_and_nothing_else(tmp_path, what, c
         assert sum("cannot be written" in record.message for record in caplog.records) == 1
 
 
-def test_a_full_disk_is_counted_and_logged_once(tmp_path, caplog):
+def test_a_full_disk_is_counted_and_logged_once_and_costs_no_old_file(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(request_log, "_QUIET_S", 0)
     counts = Counter()
-    log = make(tmp_path, counts)
+    log = make(tmp_path, counts, max_files=2)
     log._file = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115 the log closes it
     caplog.set_level(logging.INFO)
-    log.write(entry(0))
-    while not counts:
+    for number in range(20):
+        log.write(entry(number))
+    while counts["failed"] < 20:
         time.sleep(0.01)
+    assert list(tmp_path.iterdir()) == []
+    with (tmp_path / "requests-000001.jsonl").open("wb") as room:
+        os.dup2(room.fileno(), log._file.fileno())
     log.write(entry(1))
     log.close()
-    assert counts == {"failed": 1, "written": 1}
+    assert counts == {"failed": 20, "written": 1}
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     assert os.strerror(errno.ENOSPC) in caplog.records[0].message
     assert [line["id"] for line in lines(tmp_path)] == ["r1"]
