@@ -291,9 +291,9 @@ def read_source(root: Path, rules: SplitRules) -> Source:
         reason = "image-in-another-folder"
         namesakes = elsewhere.get(stem.rpartition("/")[2], ())
         other = image_of[namesakes[0]] if len(namesakes) == 1 else ""
-        if not other:
-            reason = "image-by-filename"
-            other = _image_by_filename(root / (annotations.prefix + xml_of[stem]), images)
+        if not other or other in annotated:
+            named = _image_by_filename(root / (annotations.prefix + xml_of[stem]), images)
+            reason, other = ("image-by-filename", named) if named else (reason, other)
         if other in annotated:  # one image twice could be trained on and tested with
             detail = f"{other}, of {annotated[other]}"
             taken[stem] = Irregularity(annotations.prefix + xml_of[stem], "image-taken", detail)

@@ -175,7 +175,7 @@ def promote(base: Path, number: int) -> None:
     above = sorted((each for each in seen if each > number), reverse=True)
     wanted = seen[number] if number in seen else aside[number]
     for other in (*(seen[higher] for higher in above), *aside.values()):
-        if other != wanted and wanted.is_symlink() and wanted.resolve() == other.absolute():
+        if other != wanted and not other.is_symlink() and wanted.resolve() == other.resolve():
             raise UsageError(f"--version={number}: {wanted} is a link to {other}, which is not for servers to see then")
     if number in aside:
         _move(aside[number], base / str(number))
