@@ -10,11 +10,10 @@ other base addresses before theirs. A `Fetched` has `path`, `size`, `sha256` (of
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import logging
-import os
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ from mlcore.data.http_client import Client, SourceError
 from mlcore.data.remote import RemoteFile, check_name, check_url, shown
 from mlcore.data.space import DiskFull, Space
 from mlcore.data.transfer import Fetched, Interrupted, Transfer
+from mlcore.runtime.alone import alone_in
 from mlcore.runtime.errors import DataError, MlcoreError, UsageError
 from mlcore.runtime.outputs import atomic_file
 from mlcore.runtime.progress import Progress, format_amount
@@ -88,25 +88,20 @@ def fetch_all(
     _check(files)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise UsageError(f"--output-dir={directory}: cannot be written ({error.strerror})") from error
     client = Client(connect_timeout_s=connect_timeout_s, stall_timeout_s=stall_timeout_s)
-    try:
-        _lock(lock, directory)
-        ledger = Ledger(directory)
+    with alone_in(directory, wait_s=math.inf):
         run = _Run(
             directory,
             client,
-            ledger,
+            Ledger(directory),
             retries=retries,
             backoff_s=backoff_s,
             overwrite=overwrite,
             before_replacing=before_replacing,
         )
         return run.all(files, parallel)
-    finally:
-        os.close(lock)
 
 
 def _check(files: Sequence[RemoteFile]) -> None:
@@ -123,17 +118,6 @@ def _check(files: Sequence[RemoteFile]) -> None:
                 f"--url={shown(file.urls[0])} and --url={shown(other.urls[0])} would both be {file.name}; "
                 "download them into different directories"
             )
-
-
-def _lock(descriptor: int, directory: Path) -> None:
-    """One run at a time in a directory; the lock goes with the process."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        log.info("another run downloads into %s; waiting for it", directory)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError:
-        log.debug("%s: its file system has no locks", directory)
 
 
 class Ledger:

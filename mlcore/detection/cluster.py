@@ -26,8 +26,8 @@ from mlcore.detection.checkpoints import list_checkpoints, read_best
 from mlcore.detection.model_directory import ModelDirectory
 from mlcore.detection.settings import Settings, blamed_on, configure, describe
 from mlcore.detection.tensorflow import import_tensorflow
+from mlcore.runtime.alone import alone_in
 from mlcore.runtime.errors import RestartError
-from mlcore.runtime.outputs import alone_in
 from mlcore.runtime.signals import stop_flag
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from mlcore.detection.metrics import MASK_PREFIX
 from mlcore.detection.model_directory import ModelDirectory
 from mlcore.detection.settings import Settings, blamed_on, configure, describe
 from mlcore.detection.tensorflow import import_tensorflow
+from mlcore.runtime.alone import alone_in
 from mlcore.runtime.errors import UsageError
-from mlcore.runtime.outputs import alone_in
 
 if TYPE_CHECKING:
     import tensorflow as tf

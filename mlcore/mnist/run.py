@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlcore.data.mnist import MnistData
+from mlcore.runtime.alone import alone_in
 from mlcore.runtime.cores import usable_cores
 from mlcore.runtime.errors import DataError, MlcoreError, TransientError, UsageError
-from mlcore.runtime.outputs import SUCCESS, OutputDirectory, alone_in, atomic_file, read_success, refuse_foreign
+from mlcore.runtime.outputs import SUCCESS, OutputDirectory, atomic_file, read_success, refuse_foreign
 from mlcore.runtime.signals import stop_flag
 
 if TYPE_CHECKING:

@@ -15,19 +15,17 @@ import logging
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mlcore import __version__
-from mlcore.runtime.errors import DataError, MlcoreError, TransientError, UsageError
+from mlcore.runtime.errors import DataError, TransientError, UsageError
 
 log = logging.getLogger(__name__)
 
 SUCCESS = "_SUCCESS.json"
 _PARTIAL = ".partial-"
-_PREDECESSOR_S = 30.0  # in which one that was told to stop saves its checkpoint
 
 
 def file_digest(path: Path) -> str:
@@ -108,36 +106,6 @@ def refuse_foreign(directory: Path, step: str, flag: str) -> None:
     record = read_success(directory)
     if record is not None and record.get("step") != step:
         raise UsageError(f"{flag}={directory}: holds the result of the step {record.get('step')}; name another folder")
-
-
-@contextlib.contextmanager
-def alone_in(directory: Path, error: type[MlcoreError] = TransientError) -> Iterator[None]:
-    """The only run that fills a directory; the lock goes with the process. Another one is waited for a while.
-
-    Raises:
-        MlcoreError: Another run is still at work in it; of the class `error`.
-    """
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        end = time.monotonic() + _PREDECESSOR_S
-        while not _lock_now(descriptor):
-            if time.monotonic() > end:
-                raise error(f"{directory}: another run is at work in it; wait for its end, or name another folder")
-            log.info("%s: another run is at work in it; waiting for its end", directory)
-            time.sleep(_PREDECESSOR_S / 6)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock_now(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        log.debug("no lock: %s", error)  # some network file systems have none
-    return True
 
 
 def _plain(value: Any) -> Any:

@@ -7,12 +7,10 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 
 import pytest
 
-from mlcore.runtime import outputs
 from mlcore.runtime.errors import DataError, TransientError, UsageError
 from mlcore.runtime.outputs import SUCCESS, OutputDirectory, atomic_file, file_digest, read_success
 
@@ -224,33 +222,3 @@ def test_foreign_files_are_deleted_on_demand_only_and_the_message_says_so(tmp_pa
     with pytest.raises(DataError, match=r"it holds notes\.txt\) and not .*--overwrite=true deletes all that is in it"):
         directory(tmp_path / "out").existing()
     assert names(tmp_path / "out") == ["notes.txt"]
-
-
-def test_one_run_at_a_time_is_at_work_in_a_directory(tmp_path, monkeypatch):
-    monkeypatch.setattr(outputs, "_PREDECESSOR_S", 0.3)
-    with (
-        outputs.alone_in(tmp_path),
-        pytest.raises(TransientError, match="another run is at work in it"),
-        outputs.alone_in(tmp_path),
-    ):
-        pass
-    with outputs.alone_in(tmp_path):
-        pass
-
-
-def test_a_run_waits_for_its_predecessor_to_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(outputs, "_PREDECESSOR_S", 5)
-    program = """
-        import sys, time
-        from pathlib import Path
-        from mlcore.runtime.outputs import alone_in
-
-        with alone_in(Path(sys.argv[1])):
-            print("in", flush=True)
-            time.sleep(60)
-    """
-    first = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program), tmp_path], stdout=subprocess.PIPE)
-    assert first.stdout.readline() == b"in\n"
-    threading.Timer(0.5, first.kill).start()
-    with outputs.alone_in(tmp_path):
-        assert first.wait(5) == -9
