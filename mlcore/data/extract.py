@@ -12,6 +12,7 @@ from mlcore.runtime.errors import DataError, UsageError
 from mlcore.runtime.outputs import OutputDirectory
 from mlcore.runtime.parameters import Range, step
 from mlcore.runtime.progress import Progress, format_amount
+from mlcore.runtime.signals import join
 
 if TYPE_CHECKING:
     from mlcore.data.archive_stream import Format
@@ -193,7 +194,7 @@ def _all_at_once(tasks: Sequence[Callable[[], None]], stopping: threading.Event)
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join()
+            join(thread)
     except BaseException:
         stopping.set()
         for thread in threads:

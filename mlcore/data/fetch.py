@@ -28,6 +28,7 @@ from mlcore.runtime.alone import alone_in
 from mlcore.runtime.errors import DataError, MlcoreError, UsageError
 from mlcore.runtime.outputs import atomic_file
 from mlcore.runtime.progress import Progress, format_amount
+from mlcore.runtime.signals import join
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +191,7 @@ class _Run:
                 for thread in threads:
                     thread.start()
                 for thread in threads:
-                    thread.join()
+                    join(thread)
             except BaseException:
                 self.stopping.set()
                 self.client.abort()

@@ -4,6 +4,8 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from mlcore.runtime.signals import wait_until
+
 R = TypeVar("R")
 
 
@@ -37,7 +39,7 @@ class Background(Generic[R]):
 
     def result(self) -> R:
         """What the function returned; its error is raised here."""
-        self._done.wait()
+        wait_until(self._done.wait)
         if self._error is not None:
             raise self._error
         return self._results[0]

@@ -3,12 +3,17 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 from mlcore.runtime.errors import Stopped
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+# The kernel may give a signal to another thread, for instance one that starts or ends just then. Python's handler still
+# runs in the main thread, but one that waits for a lock is not woken for it: so it has to wake by itself.
+_WAKE_S = 0.25
 
 
 def _raise(signal_number: int, _frame: FrameType | None) -> None:
@@ -22,6 +27,22 @@ def raise_on_stop() -> None:
     """
     for number in STOP_SIGNALS:
         signal.signal(number, _raise)
+
+
+def wait_until(done: Callable[[float], object]) -> None:
+    """Wait, however long it takes, and answer signals meanwhile.
+
+    Args:
+        done: Waits for so many seconds at most, and tells whether it is done: such as `wait` of an event.
+    """
+    while not done(_WAKE_S):
+        pass
+
+
+def join(thread: threading.Thread) -> None:
+    """Wait for the end of a thread, and answer signals meanwhile."""
+    while thread.is_alive():
+        thread.join(_WAKE_S)
 
 
 class StopFlag:
@@ -42,7 +63,9 @@ class StopFlag:
 
     def wait(self, timeout_s: float) -> bool:
         """Sleep until a stop is asked for, `timeout_s` seconds at most; whether it was."""
-        return self._event.wait(timeout_s)
+        end = time.monotonic() + timeout_s
+        wait_until(lambda wake_s: self._event.wait(min(wake_s, end - time.monotonic())) or time.monotonic() >= end)
+        return self.is_set()
 
     @contextlib.contextmanager
     def raising(self) -> Iterator[None]:

@@ -7,8 +7,10 @@ step that was asked to stop. These are daemons.
 import queue
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar
+
+from mlcore.runtime.signals import join, wait_until
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -32,7 +34,7 @@ class RequestPool:
             self._threads.append(threading.Thread(target=self._run, name="request", daemon=True))
             self._threads[-1].start()
         try:
-            return [future.result() for future in futures]
+            return [_result(future) for future in futures]
         except BaseException:
             for future in futures:
                 future.cancel()
@@ -43,7 +45,7 @@ class RequestPool:
         for _ in self._threads:
             self._work.put(None)
         for thread in self._threads if wait else ():
-            thread.join()
+            join(thread)
 
     def _run(self) -> None:
         while (task := self._work.get()) is not None:
@@ -54,3 +56,8 @@ class RequestPool:
                 future.set_result(function(item))
             except BaseException as error:  # whatever it is, it belongs to who asked
                 future.set_exception(error)
+
+
+def _result(future: Future[R]) -> R:
+    wait_until(lambda timeout_s: wait([future], timeout_s).done)
+    return future.result()

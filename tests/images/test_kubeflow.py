@@ -56,7 +56,7 @@ def test_launch_deletes_its_job_on_sigterm(images, api, options, container):
         docker("run", "--detach", f"--name={container}", *options, images["launch"].reference,
                f"--manifest={MANIFEST}", "--set=workers=1", "--delete-on-stop=true")  # fmt: skip
         end = time.monotonic() + 30
-        while not any(pod["status"].get("phase") == "Running" for pod in api.store.list("pods")):
+        while not any(pod.get("status", {}).get("phase") == "Running" for pod in api.store.list("pods")):
             assert time.monotonic() < end, docker("logs", container).stderr
             time.sleep(0.1)
         docker("kill", "--signal=TERM", container)
