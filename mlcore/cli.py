@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -28,6 +28,9 @@ from mlcore.runtime.outputs import atomic_file, is_disk_full
 from mlcore.runtime.parameters import Parameter, merge, parameters_of
 from mlcore.runtime.pipelines import ExecutorInput
 from mlcore.runtime.signals import raise_on_stop
+
+if TYPE_CHECKING:
+    import yaml
 
 log = logging.getLogger(__name__)
 
@@ -353,11 +356,15 @@ def _read_config(path: Path, parameters: Sequence[Parameter]) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        content = yaml.safe_load(text)
+        twice = _repeated_key(yaml.compose(text, Loader=yaml.SafeLoader))
     except OSError as error:
         raise UsageError(f"--config={path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or 2020-13-45 as a date
         raise UsageError(f"--config={path}: not YAML: {error}") from error
+    if twice is not None:
+        raise UsageError(f"--config={path}: line {twice.start_mark.line + 1}: {twice.value} is there a second time")
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -377,6 +384,29 @@ def _read_config(path: Path, parameters: Sequence[Parameter]) -> dict[str, Any]:
             hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(sorted(names))}"
             raise UsageError(f"{path}: unknown key {key}; {hint}")
     return values
+
+
+def _repeated_key(document: "yaml.Node | None") -> "yaml.ScalarNode | None":
+    """A key that its mapping has already: YAML would take the last value without a word."""
+    import yaml
+
+    waiting, seen = [document], set()
+    while waiting:
+        node = waiting.pop()
+        if not isinstance(node, yaml.CollectionNode) or id(node) in seen:  # an alias leads to the same node
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+            continue
+        keys = set()
+        for key, value in node.value:
+            waiting.append(value)
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in keys:
+                    return key
+                keys.add(key.value)
+    return None
 
 
 def _result_files(texts: Sequence[str], function: Callable[..., Any]) -> dict[str, Path]:

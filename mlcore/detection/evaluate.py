@@ -1,5 +1,6 @@
 """The step `evaluate`: COCO metrics of a checkpoint or of an exported model."""
 
+import contextlib
 import json
 import logging
 import math
@@ -131,17 +132,19 @@ def evaluate(
 
     from mlcore.detection.detectors import evaluate_split
 
-    metrics = evaluate_split(
-        source.load(), chosen, source.classes, batch_size=batch_size, max_images=max_images
-    )  # fmt: skip
-    summary, per_class = metrics.compute(), metrics.compute_per_class()
-    report(metrics, f"{source.path} on {split} of {data_dir}")
-    objects = sum(int(row["objects"]) for row in per_class.values())
-    known = {field.name for field in fields(EvaluateResult)}
-    results: dict[str, Any] = {"images": metrics.images, "objects": objects}
-    results |= {name: _number(value) for name, value in summary.items() if name in known}
-    if output is not None:
-        with output.writing() as directory:
+    with contextlib.ExitStack() as stack:
+        # Made first: a place that cannot be written is known before the work.
+        directory = stack.enter_context(output.writing()) if output is not None else None
+        metrics = evaluate_split(
+            source.load(), chosen, source.classes, batch_size=batch_size, max_images=max_images
+        )  # fmt: skip
+        summary, per_class = metrics.compute(), metrics.compute_per_class()
+        report(metrics, f"{source.path} on {split} of {data_dir}")
+        objects = sum(int(row["objects"]) for row in per_class.values())
+        known = {field.name for field in fields(EvaluateResult)}
+        results: dict[str, Any] = {"images": metrics.images, "objects": objects}
+        results |= {name: _number(value) for name, value in summary.items() if name in known}
+        if output is not None and directory is not None:
             record = {
                 "model": str(source.path),
                 "step": source.step,

@@ -11,7 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -103,6 +103,12 @@ class Timing:
     stop_s: float = 7.5
     settle_s: float = 15
     rollback_s: float = 120
+
+
+def within(timing: Timing | None, timeout_s: float) -> Timing:
+    """The same, or the defaults, where nothing is asked for longer than the whole may take."""
+    timing = timing or Timing()
+    return replace(timing, patience_s=min(timing.patience_s, timeout_s))
 
 
 class Cluster:

@@ -173,9 +173,9 @@ class Deployment:
             raise
 
     def _work(self) -> DeployResult:
-        from mlcore.kubeflow.cluster import connect
+        from mlcore.kubeflow.cluster import connect, within
 
-        self._cluster = connect(context=self._context, timing=self._timing)
+        self._cluster = connect(context=self._context, timing=within(self._timing, self._timeout_s))
         try:
             return self._deploy()
         finally:

@@ -4,6 +4,8 @@ import json
 import logging
 import sys
 import time
+import warnings
+from pathlib import Path
 from typing import Literal, TextIO
 
 LogFormat = Literal["text", "json"]
@@ -50,12 +52,27 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
             super().emit(record)
 
 
+def _log_warning(  # noqa: PLR0917 (as Python calls it)
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning of Python or a library as one line of the log, in the log's format."""
+    text = " ".join(str(message).split())
+    place = f"{Path(filename).name}:{lineno}"
+    logging.getLogger("py.warnings").warning("%s: %s (%s)", category.__name__, text, place)
+
+
 def configure(level: str = "INFO", log_format: LogFormat = "text") -> None:
-    """Send the logs of this process to stderr; messages of libraries from WARNING on only."""
+    """Send the logs and warnings of this process to stderr; messages of libraries from WARNING on only."""
     handler = _StderrHandler()
     handler.setFormatter(_formatter(log_format))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("mlcore").setLevel(level)
+    warnings.showwarning = _log_warning
     logging.captureWarnings(True)

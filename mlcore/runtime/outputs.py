@@ -89,7 +89,11 @@ def _umask() -> int:
 
 
 def read_success(directory: Path) -> dict[str, Any] | None:
-    """What `_SUCCESS.json` in a directory says, or None where there is none."""
+    """What `_SUCCESS.json` in a directory says, or None where there is none.
+
+    Raises:
+        DataError: It is damaged, as by a power failure.
+    """
     try:
         record = json.loads((directory / SUCCESS).read_text())
     except (FileNotFoundError, NotADirectoryError):
@@ -102,8 +106,16 @@ def read_success(directory: Path) -> dict[str, Any] | None:
 
 
 def refuse_foreign(directory: Path, step: str, flag: str) -> None:
-    """Raise UsageError where a directory holds the result of another step, which a step that fills it would spoil."""
-    record = read_success(directory)
+    """Make sure that a directory does not hold the result of another step, which a step that fills it would spoil.
+
+    Raises:
+        UsageError: It does.
+        DataError: Its record is damaged.
+    """
+    try:
+        record = read_success(directory)
+    except DataError as error:
+        raise DataError(f"{error}; remove this file if the folder is the step's own") from error
     if record is not None and record.get("step") != step:
         raise UsageError(f"{flag}={directory}: holds the result of the step {record.get('step')}; name another folder")
 
@@ -168,7 +180,13 @@ class OutputDirectory:
         """
         if not self.path.is_dir():
             return None
-        record = read_success(self.path)
+        try:
+            record = read_success(self.path)
+        except DataError as error:
+            if not self.overwrite:
+                raise DataError(f"{error}; pass --overwrite=true to make the result anew") from error
+            log.warning("%s; making the result anew", error)
+            return None
         if record is None:
             foreign = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
             foreign = [name for name in foreign if name != "lost+found"]

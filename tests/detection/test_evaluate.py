@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from mlcore.detection.evaluate import EvaluateResult, _check_classes, evaluate
 from mlcore.detection.metrics import MASK_PREFIX, SUMMARY, Detections, GroundTruth
 from mlcore.detection.truth import read_truth
 from mlcore.runtime.errors import DataError, UsageError
+from mlcore.serving.version_directory import LABEL_MAP
 
 
 class Oracle:
@@ -125,3 +127,14 @@ def test_results_have_the_names_of_the_metrics() -> None:
     assert set(SUMMARY) <= names
     assert {name for name in names if name.startswith(MASK_PREFIX)} <= {MASK_PREFIX + name for name in SUMMARY}
     assert json.dumps(sorted(names))
+
+
+def test_an_output_that_cannot_be_written_is_known_before_the_work(records_dir: Path, tmp_path: Path) -> None:
+    export = tmp_path / "model" / "1"
+    (export / "variables").mkdir(parents=True)
+    (export / LABEL_MAP).parent.mkdir()
+    shutil.copy(records_dir / "label_map.pbtxt", export / LABEL_MAP)
+    (export / "saved_model.pb").write_bytes(b"no model, and nobody gets as far as to notice")
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"output-dir=.*cannot be written"):
+        evaluate(data_dir=records_dir, model=export, output_dir=tmp_path / "file" / "out")

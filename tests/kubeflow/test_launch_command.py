@@ -66,6 +66,16 @@ def test_failure_is_one_line_and_its_code(api, command, manifest, code, expected
     assert last.startswith("mlcore launch: error: TFJob digits: Failed (TFJobFailed: ") and "error: cut" in last
 
 
+def test_a_server_that_is_not_there_is_waited_for_no_longer_than_allowed(api, command, manifest):
+    api.faults.append(Fault(drop="before", times=10000))
+    started = time.monotonic()
+    launched = command(*ARGUMENTS, f"--manifest={manifest}", "--timeout-s=1")
+    deployed = command("deploy", "--model-name=pets", "--storage-uri=pvc://models/pets", "--timeout-s=1")
+    for done in (launched.wait(), deployed.wait()):
+        assert done.returncode == 75 and "tried for 1 s" in done.stderr.splitlines()[-1]
+    assert time.monotonic() - started < 15
+
+
 @pytest.mark.slow
 def test_sigterm_leaves_the_job_and_the_same_command_follows_it(api, command, manifest):
     with TrainingOperator(api, {"worker-0": [Run([f"a={n}" for n in range(15)], pause_s=0.1)]}).working():

@@ -1,5 +1,7 @@
 import io
+import json
 import logging
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +13,8 @@ from mlcore.runtime import logs
 def root_logger() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    yield
+    with warnings.catch_warnings():
+        yield
     root.handlers[:] = handlers
     root.setLevel(level)
 
@@ -28,3 +31,11 @@ def test_a_line_goes_to_what_stderr_is_when_it_is_logged(monkeypatch: pytest.Mon
     logging.getLogger("mlcore.two").info("again")
     assert second.getvalue().endswith("Z INFO mlcore.two again\n")
     assert "Logging error" not in second.getvalue()
+
+
+def test_warnings_of_libraries_are_lines_of_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(log_format="json")
+    warnings.warn("cut\n  short", UserWarning, stacklevel=1)
+    entry = json.loads(capsys.readouterr().err)
+    assert (entry["level"], entry["module"]) == ("WARNING", "py.warnings")
+    assert entry["message"].startswith("UserWarning: cut short (test_logs.py:")

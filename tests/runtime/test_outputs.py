@@ -12,7 +12,7 @@ import time
 import pytest
 
 from mlcore.runtime.errors import DataError, TransientError, UsageError
-from mlcore.runtime.outputs import SUCCESS, OutputDirectory, atomic_file, file_digest, read_success
+from mlcore.runtime.outputs import SUCCESS, OutputDirectory, atomic_file, file_digest, read_success, refuse_foreign
 
 
 def directory(path, **changes):
@@ -178,6 +178,17 @@ def test_record_that_is_not_json_is_bad_data(tmp_path):
     (tmp_path / SUCCESS).write_text("{")
     with pytest.raises(DataError, match=SUCCESS):
         read_success(tmp_path)
+
+
+def test_a_damaged_record_is_said_and_overwrite_replaces_the_result(tmp_path):
+    fill(directory(tmp_path / "out"))
+    (tmp_path / "out" / SUCCESS).write_text("")
+    with pytest.raises(DataError, match="pass --overwrite=true"):
+        directory(tmp_path / "out").existing()
+    with pytest.raises(DataError, match="remove this file"):
+        refuse_foreign(tmp_path / "out", "train", "--model-dir")
+    fill(directory(tmp_path / "out", overwrite=True))
+    assert directory(tmp_path / "out").existing() is not None
 
 
 def test_digest_is_sha256(tmp_path):

@@ -152,7 +152,6 @@ class Repository:
         if not stamps:
             self._complain("holds no version")
             return
-        self._complain("")
         self.failures = {
             number: failure for number, failure in self.failures.items() if stamps.get(number) == failure.stamp
         }
@@ -163,6 +162,9 @@ class Repository:
                 break
             await self._bring_in(missing[0], stamps[missing[0]])
         self._retire_others(wanted)
+        asked_for = self._policy.specific | (self._traffic.versions if self._traffic else frozenset())
+        absent = ", ".join(map(str, sorted(asked_for - stamps.keys())))
+        self._complain(f"has no version {absent}, which is asked for" if absent else "")
 
     def _wanted(self, stamps: dict[int, Stamp]) -> list[int]:
         """The versions to serve, the highest first: a broken one is passed over, and the next takes its place."""

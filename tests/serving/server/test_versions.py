@@ -88,7 +88,8 @@ def test_broken_versions_are_refused_once_and_served_when_mended(run_server, cla
 def test_version_policy(run_server, classifier, tmp_path):
     for number in (1, 2, 3):
         models.copy_version(classifier / "1", tmp_path / "models", number)
-    run_server(tmp_path / "models", "--version-policy=specific:1,3").wait_version(3, 1)
+    server = run_server(tmp_path / "models", "--version-policy=specific:1,3,9").wait_version(3, 1)
+    server.wait_until(lambda: "has no version 9, which is asked for; served: 3, 1" in server.log.read_text())
 
 
 def test_traffic_is_split_by_request_id_and_metrics_tell_the_versions_apart(run_server, classifier):
