@@ -59,6 +59,7 @@ def test_each_trouble_has_its_name(server, stopped_server):
     assert describe({nameless: peers.NO_NAME}) == "ps 1 (no-such-host.invalid:2222): its name does not resolve"
 
 
+@pytest.mark.slow
 def test_waiting_names_who_is_missing_and_has_a_bound(server, caplog, monkeypatch):
     monkeypatch.setattr(peers, "_REPORT_INTERVAL_S", 0.5)
     (closed,) = free_ports(1)
@@ -86,6 +87,7 @@ def test_waiting_ends_on_sigterm():
         wait_for_peers([member(closed)], 20, stop)
 
 
+@pytest.mark.slow
 def test_own_port_is_waited_for_and_taken_for_good_means_start_again():
     with socket.create_server(("0.0.0.0", 0)) as predecessor:
         port = predecessor.getsockname()[1]
@@ -106,6 +108,7 @@ def test_presence_answers_until_it_is_closed_and_then_frees_the_port():
     assert trouble_with(member(port)) == peers.REFUSED
 
 
+@pytest.mark.slow
 def test_guard_notices_a_lost_parameter_server_and_a_silent_worker(server, stopped_server, monkeypatch):
     monkeypatch.setattr(guards, "troubles_with", functools.partial(troubles_with, timeout_s=0.2))
     monkeypatch.setattr(guards, "_POLL_INTERVAL_S", 0.2)

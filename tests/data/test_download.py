@@ -109,6 +109,7 @@ def test_a_stall_is_cut_and_resumed(tmp_path: Path) -> None:
     assert len(server.requests) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["seconds", "date"])
 def test_retry_after_is_honoured(tmp_path: Path, form: str) -> None:
     wait = "1" if form == "seconds" else email.utils.formatdate(time.time() + 2, usegmt=True)
@@ -385,6 +386,7 @@ def test_a_server_that_knows_no_if_range_does_not_mix_two_files(tmp_path: Path) 
     assert (tmp_path / "a").read_bytes() == DATA[::-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunked", [False, True])
 def test_what_came_before_each_reset_is_kept(tmp_path: Path, chunked: bool) -> None:
     with serving(Behaviour(DATA, cut_after=[150_000] * 6, resets=True, chunked=chunked)) as server:
@@ -394,6 +396,7 @@ def test_what_came_before_each_reset_is_kept(tmp_path: Path, chunked: bool) -> N
     assert asked == [150_000 * number for number in range(7)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_slow_transfer_that_is_killed_keeps_what_came(tmp_path: Path, chunked: bool) -> None:
     with serving(Behaviour(DATA, pause_s=0.3, chunked=chunked)) as server:

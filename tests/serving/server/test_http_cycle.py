@@ -152,6 +152,7 @@ def came_lines(came, wanted):
         yield first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [EMPTY, EMPTY.replace(b"POST /echo", b"GET /other")])
 def test_an_idle_connection_ends_after_its_time_and_not_before(connection, first):
     connection.sendall(first)
@@ -165,6 +166,7 @@ def test_an_idle_connection_ends_after_its_time_and_not_before(connection, first
     assert 0.8 * KEEP_ALIVE_S < time.monotonic() - started < 5
 
 
+@pytest.mark.slow
 def test_a_connection_whose_request_is_in_work_or_still_comes_is_not_idle(connection):
     ask(connection, b"/echo")
     answer(connection)
@@ -195,6 +197,7 @@ def test_a_body_that_comes_while_another_request_is_in_work(connection, size):
     assert answer(connection) == (200, body)
 
 
+@pytest.mark.slow
 def test_nothing_is_held_of_a_client_that_is_gone(address):
     def wait_until(reached):
         end = time.monotonic() + 10
