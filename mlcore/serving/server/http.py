@@ -1,6 +1,7 @@
 """What the REST interfaces share: request ids, versions in paths, answers, errors as JSON, a bound on bodies."""
 
 import asyncio
+import zlib
 from collections.abc import Callable, Coroutine, Mapping, MutableMapping
 from typing import Any, Protocol
 
@@ -13,6 +14,8 @@ from mlcore.serving.server.json_tensors import dumps
 JSON = "application/json"
 REQUEST_ID = "x-request-id"
 _HEAD = f"content-length: %d\r\ncontent-type: %b\r\n{REQUEST_ID}: %b\r\nx-model-version: %d\r\n%b".encode()
+ENCODINGS = "gzip, deflate"  # of requests
+_WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # as zlib tells its formats apart
 LARGE = 64 * 1024  # bytes of tensors or JSON that take long enough for a thread to pay
 
 
@@ -80,6 +83,8 @@ def error_response(error: BaseException, with_id: str | None = None) -> Response
     else:  # logged where it was counted
         code, message = Code.INTERNAL, "internal error; the server's log has more"
     headers = {REQUEST_ID: with_id} if with_id else {}
+    if code is Code.UNKNOWN_ENCODING:
+        headers["accept-encoding"] = ENCODINGS
     if code in (Code.RESOURCE_EXHAUSTED, Code.UNAVAILABLE):
         headers["retry-after"] = "1"
     return Response(dumps({"error": message}), code.http, headers=headers, media_type=JSON)
@@ -137,6 +142,36 @@ def is_too_large(headers: list[tuple[bytes, bytes]], max_bytes: int) -> bool:
 def too_large(max_bytes: int) -> RequestError:
     """What it is refused with."""
     return RequestError(f"the request is larger than {max_bytes} bytes", Code.TOO_LARGE)
+
+
+def unpack(body: bytes, encoding: str, max_bytes: int) -> bytes:
+    """A body whose Content-Encoding is gzip or deflate (RFC 9110, 8.4.1) as it was before.
+
+    Args:
+        body: As it came.
+        encoding: The header.
+        max_bytes: Most bytes of the result: a small body can hold a very large one.
+
+    Raises:
+        RequestError: It is damaged or too large, or the encoding is another.
+    """
+    if encoding.strip().lower() not in _WINDOW_BITS:
+        raise RequestError(f"content-encoding {encoding!r}: expected {ENCODINGS}, or none", Code.UNKNOWN_ENCODING)
+    parts: list[bytes] = []
+    left = max_bytes + 1
+    try:
+        while body or not parts:
+            decoder = zlib.decompressobj(_WINDOW_BITS[encoding.strip().lower()])
+            parts.append(decoder.decompress(body, left))
+            left -= len(parts[-1])
+            if left <= 0:
+                raise too_large(max_bytes)
+            if not decoder.eof:
+                raise RequestError(f"content-encoding {encoding}: the body ends early")
+            body = decoder.unused_data  # gzip may have several members, one after the other
+    except zlib.error as error:
+        raise RequestError(f"content-encoding {encoding}: the body cannot be unpacked ({error})") from error
+    return b"".join(parts)
 
 
 class Bounded:

@@ -19,11 +19,23 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from mlcore.serving.server.errors import RequestError, too_many
-from mlcore.serving.server.http import Answer, Post, Predict, error_response, is_too_large, too_large
+from mlcore.serving.server.http import (
+    Answer,
+    Post,
+    Predict,
+    error_response,
+    in_thread,
+    is_too_large,
+    request_id,
+    too_large,
+    unpack,
+)
 
 log = logging.getLogger(__name__)
 
 _REMEMBERED = 256  # addresses
+_PLAIN = "identity"  # Content-Encoding of a body that is as it was made
+_GROWTH = 20  # by how much a compressed body of JSON may grow: what decides whether a thread does it
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 Found = tuple[Predict, Mapping[str, Any]] | None
@@ -250,8 +262,24 @@ class Cycle:
         handler, path_params = self._found
         post = Post(self._headers, path_params, bytes(self.body))
         self.body = b""  # not twice in memory
-        self._handler = handler(post)
+        encoding = post.headers.get("content-encoding") or _PLAIN
+        self._handler = handler(post) if encoding == _PLAIN else self._unpacked(handler, post, encoding)
         self._go_on(None)
+
+    async def _unpacked(self, handler: Predict, post: Post, encoding: str) -> Answer | Response:
+        """The answer to a body that came compressed; what it grows to counts as held, too."""
+        predictions = self._protocol.predictions
+        packed = len(post.body)
+        try:
+            post.body = await in_thread(_GROWTH * packed, unpack, post.body, encoding, predictions.max_bytes)
+            grown = len(post.body) - packed
+            predictions.held += grown
+            self._counted += grown
+            if len(post.body) < predictions.held > predictions.max_held:
+                raise too_many(predictions.held, predictions.max_held)
+        except RequestError as error:
+            return error_response(error, request_id(post))
+        return await handler(post)
 
     def _go_on(self, _: Any) -> None:
         """Let the handler run until it waits for something.

@@ -1,6 +1,8 @@
 """Everything that a client can get wrong: an error that names it, and a server that lives on."""
 
 import contextlib
+import gzip
+import json
 import struct
 
 import grpc
@@ -103,6 +105,17 @@ def test_a_body_that_is_too_large_is_413(mnist_server, chunked):
     assert answer.status == 413
     assert b"4000000 bytes" in answer.read()
     connection.close()
+
+
+@pytest.mark.parametrize(("path", "body"), [(PREDICT, {"instances": [ROW]}), (INFER, {"inputs": [tensor()]})])
+def test_a_compressed_request_has_the_answer_of_the_plain_one(mnist_server, path, body):
+    plain = mnist_server.post(path, body)
+    packed = mnist_server.post(path, gzip.compress(json.dumps(body).encode()), **{"content-encoding": "gzip"})
+    assert (packed.status, plain.status) == (200, 200)
+    outputs = [answer.json.get("predictions") or answer.json["outputs"] for answer in (packed, plain)]
+    assert outputs[0] == outputs[1]
+    answer = mnist_server.post(path, b"x", **{"content-encoding": "br"})
+    assert (answer.status, answer.headers["accept-encoding"]) == (415, "gzip, deflate")
 
 
 def tfs_request(**changes):

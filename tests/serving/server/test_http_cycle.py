@@ -2,9 +2,11 @@
 
 import asyncio
 import functools
+import gzip
 import socket
 import threading
 import time
+import zlib
 
 import pytest
 import uvicorn
@@ -86,8 +88,9 @@ def connection(address):
         yield found
 
 
-def ask(connection, path, body=b""):
-    connection.sendall(b"POST %b HTTP/1.1\r\nhost: here\r\ncontent-length: %d\r\n\r\n%b" % (path, len(body), body))
+def ask(connection, path, body=b"", more=b""):
+    head = b"POST %b HTTP/1.1\r\nhost: here\r\ncontent-length: %d\r\n%b\r\n" % (path, len(body), more)
+    connection.sendall(head + body)
 
 
 def receive(connection, size):
@@ -211,3 +214,46 @@ def test_nothing_is_held_of_a_client_that_is_gone(address):
         connection.sendall(slow + 3 * (start + bytes(1000)) + start + b"abc")  # in one part: reading pauses after it
         wait_until(lambda: PREDICTIONS.held >= 3000)
     wait_until(lambda: PREDICTIONS.held == 0)
+
+
+TEXT = bytes(range(256)) * 300
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "status", "words"),
+    [
+        (b"gzip", gzip.compress(TEXT), 200, TEXT),
+        (b"x-gzip", gzip.compress(TEXT[:70000]) + gzip.compress(TEXT[70000:]), 200, TEXT),
+        (b"Deflate", zlib.compress(TEXT), 200, TEXT),
+        (b"identity", b"as it is", 200, b"as it is"),
+        (b"gzip", gzip.compress(b""), 200, b""),
+        (b"br", b"any", 415, b"'br': expected gzip, deflate, or none"),
+        (b"gzip, deflate", b"any", 415, b"expected gzip, deflate, or none"),
+        (b"gzip", TEXT[:1000], 400, b"cannot be unpacked"),
+        (b"gzip", b"", 400, b"ends early"),
+        (b"gzip", gzip.compress(TEXT)[:-9], 400, b"ends early"),
+        (b"gzip", gzip.compress(TEXT) + b"more", 400, b"cannot be unpacked"),
+        (b"gzip", gzip.compress(bytes(100_001)), 413, b"larger than 100000 bytes"),
+        (b"gzip", gzip.compress(bytes(60_000)) * 2, 413, b"larger than 100000 bytes"),
+        (b"gzip", gzip.compress(bytes(100_000_000)), 413, b"larger than 100000 bytes"),
+    ],
+)
+def test_a_compressed_body_is_what_is_in_it(connection, encoding, body, status, words):
+    ask(connection, b"/echo", body, b"content-encoding: " + encoding + b"\r\n")
+    code, content = answer(connection)
+    assert code == status
+    assert content == words if status == 200 else words in content
+    ask(connection, b"/echo", b"next")
+    assert answer(connection) == (200, b"next")
+    assert PREDICTIONS.held == 0
+
+
+def test_what_a_compressed_body_grows_to_is_held(connection, monkeypatch):
+    monkeypatch.setattr(PREDICTIONS, "max_held", 90_000)
+    packed = gzip.compress(TEXT)
+    ask(connection, b"/echo", packed, b"content-encoding: gzip\r\n")  # alone it is never too much
+    assert answer(connection) == (200, TEXT)
+    monkeypatch.setattr(PREDICTIONS, "held", 50_000)
+    ask(connection, b"/echo", packed, b"content-encoding: gzip\r\n")
+    assert answer(connection)[0] == 429
+    assert PREDICTIONS.held == 50_000
