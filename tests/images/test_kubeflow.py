@@ -1,7 +1,6 @@
 """The images of launch and deploy against an API server: as an orchestrator runs them, without privileges."""
 
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 
 from tests.images.containers import HARDENED, docker
 from tests.kubeflow.api_server import ApiServer, Definitions
-from tests.kubeflow.operators import KServe, Run, TrainingOperator
+from tests.kubeflow.operators import KServe, Run, TrainingOperator, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -55,10 +54,7 @@ def test_launch_deletes_its_job_on_sigterm(images, api, options, container):
     with TrainingOperator(api, {}).working():
         docker("run", "--detach", f"--name={container}", *options, images["launch"].reference,
                f"--manifest={MANIFEST}", "--set=workers=1", "--delete-on-stop=true")  # fmt: skip
-        end = time.monotonic() + 30
-        while not any(pod.get("status", {}).get("phase") == "Running" for pod in api.store.list("pods")):
-            assert time.monotonic() < end, docker("logs", container).stderr
-            time.sleep(0.1)
+        wait_for(lambda: any(pod.get("status", {}).get("phase") == "Running" for pod in api.store.list("pods")))
         docker("kill", "--signal=TERM", container)
         assert docker("wait", container, timeout=12).stdout.strip() == "143"
     assert api.store.get(JOB) is None

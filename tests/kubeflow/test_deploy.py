@@ -2,8 +2,6 @@
 
 import logging
 import re
-import threading
-import time
 
 import pytest
 
@@ -12,7 +10,7 @@ from mlcore.kubeflow.deploy import Deployment, deploy
 from mlcore.kubeflow.inference_service import Model
 from mlcore.runtime.errors import DataError, TransientError, UsageError
 from tests.kubeflow.api_server import Fault
-from tests.kubeflow.operators import KServe, Rollout
+from tests.kubeflow.operators import KServe, Rollout, wait_for, when
 
 QUICK = Timing(
     connect_s=2, answer_s=2, patience_s=1.5, backoff_s=0.05, backoff_max_s=0.2, watch_s=1, outage_s=3, settle_s=0.3,
@@ -194,7 +192,7 @@ def test_rollback_that_fails_too_says_so(api, kserve):
     away = Fault("get", "inferenceservices", status=503, reason="", times=1000)
     with kserve(Rollout(), Rollout(after_s=60)):
         run(version(1))
-        threading.Timer(0.6, lambda: api.faults.append(away)).start()
+        when(lambda: api.store.get(KEY)["metadata"]["generation"] == 2, lambda: api.faults.append(away))
         with pytest.raises(TransientError, match=r"not ready after 1 s: .*and could not be rolled back: "):
             run(version(2), timeout_s=1)
 
@@ -262,7 +260,7 @@ def test_faults_of_server_and_network_are_survived(api, kserve, faults):
 
 def test_service_that_someone_deletes_is_transient(api, kserve):
     with kserve(Rollout(after_s=60)):
-        threading.Timer(0.4, lambda: api.store.delete(KEY)).start()
+        when(lambda: api.store.get(KEY), lambda: api.store.delete(KEY))
         with pytest.raises(TransientError, match="was deleted by someone else"):
             run(rollback=False)
 
@@ -315,8 +313,7 @@ def test_command_prints_the_address(api, kserve, command):
 def test_sigterm_leaves_the_service(api, kserve, command):
     with kserve(Rollout(after_s=60)):
         started = command("deploy", "--model-name=pets", "--storage-uri=pvc://models/pets")
-        while not api.store.get(KEY):
-            time.sleep(0.05)
+        wait_for(lambda: api.store.get(KEY))
         done = started.stop()
     assert done.returncode == 143
     assert "is left as it is" in done.stderr and "stopped by SIGTERM" in done.stderr

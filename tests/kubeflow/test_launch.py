@@ -13,7 +13,7 @@ from mlcore.kubeflow.cluster import Timing
 from mlcore.kubeflow.launch import Launch, launch
 from mlcore.runtime.errors import DataError, TransientError, UsageError
 from tests.kubeflow.api_server import Fault
-from tests.kubeflow.operators import JobController, Run, TrainingOperator
+from tests.kubeflow.operators import JobController, Run, TrainingOperator, wait_for, when
 
 QUICK = Timing(
     connect_s=2, answer_s=2, patience_s=1.5, backoff_s=0.05, backoff_max_s=0.2, watch_s=1, outage_s=1.5,
@@ -54,6 +54,7 @@ spec:
       restartPolicy: Never
       containers: [{name: convert, image: mlcore/convert}]
 """
+KEY = ("kubeflow.org/tfjobs", "team", "digits")
 VALUES = {"name": "digits", "epochs": "3", "workers": "2"}
 
 
@@ -65,6 +66,20 @@ def run(made, **options):
     settings = {"namespace": "team", "timeout_s": 20, "timing": QUICK, **options}
     return Launch(job_template.named(made, "job.yaml", unique_name=False), job_kinds.kind_of(made, "job.yaml"),
                   **settings).run()  # fmt: skip
+
+
+def is_followed(api):
+    """Whether the job runs, with all its pods, and the step watches both."""
+    phases = [(pod.get("status") or {}).get("phase") for pod in api.store.list("pods", "team")]
+    conditions = ((api.store.get(KEY) or {}).get("status") or {}).get("conditions") or []
+    watched = {request[1] for request in api.requests if request[0] == "watch"}
+    running = any(condition["type"] == "Running" for condition in conditions)
+    return running and set(phases) == {"Running"} and watched == {"pods", "tfjobs"}
+
+
+def watching():
+    """Threads that watch something."""
+    return [thread for thread in threading.enumerate() if "_pump" in thread.name]
 
 
 @pytest.fixture
@@ -239,7 +254,7 @@ def test_deadline_of_a_job_without_pods_shows_what_its_events_say(api, kubeconfi
 
 def test_job_that_someone_deletes_is_transient(api, tfjobs):
     with tfjobs(chief_0=[Run(["a=1"] * 10, pause_s=0.1)]):
-        threading.Timer(0.4, lambda: api.store.delete(("kubeflow.org/tfjobs", "team", "digits"))).start()
+        when(lambda: is_followed(api), lambda: api.store.delete(KEY))
         with pytest.raises(TransientError, match="deleted by someone else while it was Running"):
             run(job())
 
@@ -331,7 +346,7 @@ def test_history_that_the_server_has_forgotten_is_listed_again(api, tfjobs, logs
         api.faults.append(Fault("watch", "", drop="before", times=2))
 
     with tfjobs(chief_0=[Run([f"a={n}" for n in range(30)], pause_s=0.1)]):
-        threading.Timer(0.5, forget).start()
+        when(lambda: is_followed(api), forget)
         assert run(job()).metrics == {"a": 29}
     assert "listing again" in logs.text
 
@@ -348,7 +363,7 @@ def test_server_that_stays_away_is_transient_within_the_bound(api, tfjobs):
 @pytest.mark.slow
 def test_server_that_goes_away_while_the_job_runs_is_transient(api, tfjobs):
     with tfjobs(chief_0=[Run(code=None)]):
-        threading.Timer(0.3, lambda: api.faults.append(Fault(drop="before", times=10000))).start()
+        when(lambda: is_followed(api), lambda: api.faults.append(Fault(drop="before", times=10000)))
         with pytest.raises(TransientError, match="no answer"):
             run(job(), timeout_s=30)
 
@@ -441,10 +456,9 @@ def test_nothing_watches_on_once_the_step_has_ended(api, tfjobs):
     with tfjobs(chief_0=[Run(["a=1"])]):
         launch(manifest=TFJOB, set=("name=digits", "epochs=1", "workers=1"))
         api.bookmark_s = 0.05  # the event with which an open watch sees that it is over
-        time.sleep(0.5)
+        wait_for(lambda: not watching())
         asked = len(api.requests)
         api.store.create(("pods", "team", "other"), {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "other"}})
         time.sleep(0.3)
         assert len(api.requests) == asked
-    mine = [thread.name for thread in threading.enumerate() if "_pump" in thread.name]
-    assert mine == []
+    assert not watching()
