@@ -16,21 +16,19 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import click
 
 from mlcore import __version__
 from mlcore.runtime import logs, results
+from mlcore.runtime.config_file import read_config
 from mlcore.runtime.ending import note_exit_code
 from mlcore.runtime.errors import EXIT_BUG, MlcoreError, Stopped, TransientError, UsageError
 from mlcore.runtime.outputs import atomic_file, is_disk_full
 from mlcore.runtime.parameters import Parameter, merge, parameters_of
 from mlcore.runtime.pipelines import ExecutorInput
 from mlcore.runtime.signals import raise_on_stop
-
-if TYPE_CHECKING:
-    import yaml
 
 log = logging.getLogger(__name__)
 
@@ -220,7 +218,7 @@ def _run(name: str, arguments: list[str]) -> int:
     logs.configure(options["log_level"], options["log_format"])
     files = _result_files(options["result_file"], function)
     pipeline = ExecutorInput(options["executor_input"]) if options["executor_input"] else None
-    config = _read_config(options["config"], own) if options["config"] else {}
+    config = read_config(options["config"], own) if options["config"] else {}
     values = _resolve(own, given, config, options["config"], pipeline.values if pipeline else {})
     result = function(**values)
     named = results.as_mapping(result)
@@ -349,64 +347,6 @@ def _several(text: str) -> list[str]:
     except ValueError:  # such as the pattern [ab]*.jpg
         is_json = False
     return [text.strip()] if is_json else text.split()
-
-
-def _read_config(path: Path, parameters: Sequence[Parameter]) -> dict[str, Any]:
-    """The YAML file of `--config`: parameter name -> value; sections are gathered under their parameter."""
-    import yaml
-
-    try:
-        text = path.read_text()
-        content = yaml.safe_load(text)
-        twice = _repeated_key(yaml.compose(text, Loader=yaml.SafeLoader))
-    except OSError as error:
-        raise UsageError(f"--config={path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or 2020-13-45 as a date
-        raise UsageError(f"--config={path}: not YAML: {error}") from error
-    if twice is not None:
-        raise UsageError(f"--config={path}: line {twice.start_mark.line + 1}: {twice.value} is there a second time")
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UsageError(f"--config={path}: expected name: value lines")
-    names = {parameter.name for parameter in parameters}
-    owners = {section: parameter.name for parameter in parameters for section in parameter.sections}
-    values: dict[str, Any] = {}
-    for key, value in content.items():
-        name = str(key).replace("-", "_")
-        if name in owners:
-            values[owners[name]] = merge(values.get(owners[name], {}), {name: value})
-        elif name in names:
-            before = values.get(name)  # batch-size and batch_size are the same name
-            values[name] = merge(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
-        else:
-            close = difflib.get_close_matches(name, [*names, *owners], n=1)
-            hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(sorted(names))}"
-            raise UsageError(f"{path}: unknown key {key}; {hint}")
-    return values
-
-
-def _repeated_key(document: "yaml.Node | None") -> "yaml.ScalarNode | None":
-    """A key that its mapping has already: YAML would take the last value without a word."""
-    import yaml
-
-    waiting, seen = [document], set()
-    while waiting:
-        node = waiting.pop()
-        if not isinstance(node, yaml.CollectionNode) or id(node) in seen:  # an alias leads to the same node
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            waiting += node.value
-            continue
-        keys = set()
-        for key, value in node.value:
-            waiting.append(value)
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in keys:
-                    return key
-                keys.add(key.value)
-    return None
 
 
 def _result_files(texts: Sequence[str], function: Callable[..., Any]) -> dict[str, Path]:

@@ -101,8 +101,8 @@ def test_typo_of_a_flag_is_answered_with_the_right_one(capsys):
         ("batch_size: 3.5", "batch_size=3.5: expected a whole number"),
         ("- 1", "expected name: value"),
         ("a: [", "not YAML"),
-        ("batch_size: 3\nseed: 4\nbatch_size: 5", "line 3: batch_size is there a second time"),
-        ("overrides: {task: {x: 1, x: 2}}", "line 1: x is there a second time"),
+        ("batch_size: 3\nseed: 4\nbatch_size: 5", "line 3: batch_size is there twice"),
+        ("overrides: {task: {x: 1, x: 2}}", "line 1: x is there twice"),
     ],
 )
 def test_wrong_config_names_file_and_key(capsys, tmp_path, text, words):

@@ -199,7 +199,7 @@ def _all_at_once(tasks: Sequence[Callable[[], None]], stopping: threading.Event)
         stopping.set()
         for thread in threads:
             if thread.ident is not None:
-                thread.join()
+                join(thread)
         raise
     if errors:
         raise errors[0]

@@ -104,11 +104,9 @@ class Timing:
     settle_s: float = 15
     rollback_s: float = 120
 
-
-def within(timing: Timing | None, timeout_s: float) -> Timing:
-    """The same, or the defaults, where nothing is asked for longer than the whole may take."""
-    timing = timing or Timing()
-    return replace(timing, patience_s=min(timing.patience_s, timeout_s))
+    def bounded(self, timeout_s: float) -> "Timing":
+        """The same, with no request repeated for longer than `timeout_s`."""
+        return replace(self, patience_s=min(self.patience_s, timeout_s))
 
 
 class Cluster:
@@ -177,9 +175,7 @@ class Cluster:
         )  # fmt: skip
         return self._ask(request).read_object()
 
-    def delete(
-        self, resource: Resource, namespace: str, name: str, *, uid: str | None, patience_s: float | None = None
-    ) -> bool:
+    def delete(self, resource: Resource, namespace: str, name: str, *, uid: str | None) -> bool:
         """Delete an object and, in the background, what belongs to it; whether it was there.
 
         Args:
@@ -187,7 +183,6 @@ class Cluster:
             namespace: Its namespace.
             name: Its name.
             uid: Its uid: another object that has taken its name is left alone.
-            patience_s: Most time, with all repetitions; default as for every request.
 
         Raises:
             Conflict: It has another uid.
@@ -196,7 +191,7 @@ class Cluster:
         body: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
         if uid is not None:
             body["preconditions"] = {"uid": uid}
-        answer = self._ask(Request("delete", resource, namespace, name, body=body), patience_s)
+        answer = self._ask(Request("delete", resource, namespace, name, body=body))
         return not answer.object_is_missing
 
     def stream(self, request: Request, *, silence_s: float) -> Answer:
@@ -213,7 +208,7 @@ class Cluster:
         answer.raise_for_status()
         return answer
 
-    def _ask(self, request: Request, patience_s: float | None = None) -> Answer:
+    def _ask(self, request: Request) -> Answer:
         """Ask until there is an answer that will not change by itself.
 
         Every request may be repeated: names are ours, so a second creation conflicts with the first.
@@ -221,7 +216,7 @@ class Cluster:
         Raises:
             TransientError: No such answer in time.
         """
-        patience_s = self.timing.patience_s if patience_s is None else patience_s
+        patience_s = self.timing.patience_s
         end = time.monotonic() + patience_s
         wait_s = self.timing.backoff_s
         while True:

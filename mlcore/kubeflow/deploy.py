@@ -173,9 +173,10 @@ class Deployment:
             raise
 
     def _work(self) -> DeployResult:
-        from mlcore.kubeflow.cluster import connect, within
+        from mlcore.kubeflow.cluster import Timing, connect
 
-        self._cluster = connect(context=self._context, timing=within(self._timing, self._timeout_s))
+        timing = self._timing or Timing()
+        self._cluster = connect(context=self._context, timing=timing.bounded(self._timeout_s))
         try:
             return self._deploy()
         finally:
@@ -289,8 +290,12 @@ class Deployment:
 
     def _roll_back(self, before: "Object | None", applied: "Object") -> str:
         """Undo the change; what came of it, in words."""
+        from mlcore.kubeflow.cluster import Cluster, Timing
         from mlcore.kubeflow.inference_service import RESOURCE, Rollout, manifest, revision
 
+        # Undoing it is not bounded by the time that the change had.
+        self._cluster.close()
+        self._cluster = Cluster(self._cluster.client, self._cluster.namespace, self._timing or Timing())
         try:
             if before is None:
                 self._cluster.delete(RESOURCE, self._namespace, self._name, uid=applied["metadata"]["uid"])

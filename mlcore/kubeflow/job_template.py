@@ -18,6 +18,7 @@ import yaml
 
 from mlcore.kubeflow.cluster import Object, canonical
 from mlcore.runtime.errors import UsageError
+from mlcore.runtime.yaml_keys import repeated_key
 
 DIGEST = "mlcore/manifest-sha256"
 _NAME = r"[A-Za-z][A-Za-z0-9_-]*"
@@ -84,6 +85,8 @@ def render(text: str, source: str, values: Mapping[str, str]) -> Object:
             raise UsageError(f"{source}: holds {len(documents)} documents, expected one object")
         used: set[str] = set()
         _fill(documents[0], source, values, used)
+        if (twice := repeated_key(documents[0])) is not None:
+            raise UsageError(f"{source}: line {twice.start_mark.line + 1}: {twice.value} is there twice")
         found = _construct(documents[0])
     except yaml.YAMLError as error:
         told = _MARKED.sub(r"{{\1}}", str(error))
@@ -120,13 +123,9 @@ def _mark(text: str, source: str, values: Mapping[str, str]) -> str:
 def _fill(node: yaml.Node, source: str, values: Mapping[str, str], used: set[str]) -> None:
     """Replace the marks of a document in place."""
     if isinstance(node, yaml.MappingNode):
-        seen = set()
         for key, value in node.value:
             _fill(key, source, values, used)
             _fill(value, source, values, used)
-            if isinstance(key, yaml.ScalarNode) and key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-                raise UsageError(f"{source}: line {key.start_mark.line + 1}: {key.value} is there twice")
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
     elif isinstance(node, yaml.SequenceNode):
         for value in node.value:
             _fill(value, source, values, used)

@@ -180,12 +180,12 @@ class Launch:
         return (self._timing or Timing()).stop_s
 
     def _work(self) -> LaunchResult:
-        from mlcore.kubeflow.cluster import connect, within
+        from mlcore.kubeflow.cluster import Timing, connect
 
         started = time.monotonic()
         outcome = None
         try:
-            self._cluster = connect(context=self._context, timing=within(self._timing, self._timeout_s))
+            self._cluster = connect(context=self._context, timing=(self._timing or Timing()).bounded(self._timeout_s))
             namespace = self._job["metadata"].get("namespace")
             if self._namespace is not None and namespace not in (None, self._namespace):
                 raise UsageError(f"--namespace={self._namespace}: the manifest says metadata.namespace={namespace}")

@@ -52,18 +52,10 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
             super().emit(record)
 
 
-def _log_warning(  # noqa: PLR0917 (as Python calls it)
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """A warning of Python or a library as one line of the log, in the log's format."""
-    text = " ".join(str(message).split())
-    place = f"{Path(filename).name}:{lineno}"
-    logging.getLogger("py.warnings").warning("%s: %s (%s)", category.__name__, text, place)
+def _warning_in_one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return f"{category.__name__}: {' '.join(str(message).split())} ({Path(filename).name}:{lineno})"
 
 
 def configure(level: str = "INFO", log_format: LogFormat = "text") -> None:
@@ -74,5 +66,5 @@ def configure(level: str = "INFO", log_format: LogFormat = "text") -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("mlcore").setLevel(level)
-    warnings.showwarning = _log_warning
+    warnings.formatwarning = _warning_in_one_line
     logging.captureWarnings(True)

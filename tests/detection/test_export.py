@@ -5,8 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from mlcore.detection.truth import read_truth
 from mlcore.detection.verification import Selection, compare
 from mlcore.runtime.errors import DataError, UsageError
 from mlcore.serving.version_directory import list_versions, read_card
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -321,7 +321,7 @@ for batch in (1, 2):
 def test_a_killed_export_leaves_nothing_that_a_server_could_load(model_dir: Path, tmp_path: Path) -> None:
     base = tmp_path / "models"
     process = start_export(model_dir, base)
-    wait_until(lambda: any(base.glob(".*/saved_model.pb")) or process.poll() is not None)
+    wait_until(lambda: any(base.glob(".*/saved_model.pb")) or process.poll() is not None, timeout_s=120)
     assert process.poll() is None
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
@@ -332,7 +332,7 @@ def test_a_killed_export_leaves_nothing_that_a_server_could_load(model_dir: Path
 def test_a_terminated_export_ends_at_once_and_cleans_up(model_dir: Path, tmp_path: Path) -> None:
     base = tmp_path / "models"
     process = start_export(model_dir, base)
-    wait_until(lambda: (base.is_dir() and any(base.iterdir())) or process.poll() is not None)
+    wait_until(lambda: (base.is_dir() and any(base.iterdir())) or process.poll() is not None, timeout_s=120)
     os.kill(process.pid, signal.SIGTERM)
     process.communicate(timeout=15)
     assert process.returncode == 143
@@ -393,13 +393,6 @@ def test_a_model_trained_in_mixed_precision_is_run_in_float32(tmp_path: Path, re
 def start_export(model_dir: Path, base: Path) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "mlcore", "export", f"--model-dir={model_dir}", f"--output-dir={base}"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_until(condition: Callable[[], Any], timeout_s: float = 120) -> None:
-    until = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 def test_the_package_versions_are_part_of_what_an_export_is_made_from(exported: Path) -> None:

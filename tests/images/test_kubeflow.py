@@ -8,7 +8,8 @@ import pytest
 
 from tests.images.containers import HARDENED, docker
 from tests.kubeflow.api_server import ApiServer, Definitions
-from tests.kubeflow.operators import KServe, Run, TrainingOperator, wait_for
+from tests.kubeflow.operators import KServe, Run, TrainingOperator
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -54,7 +55,7 @@ def test_launch_deletes_its_job_on_sigterm(images, api, options, container):
     with TrainingOperator(api, {}).working():
         docker("run", "--detach", f"--name={container}", *options, images["launch"].reference,
                f"--manifest={MANIFEST}", "--set=workers=1", "--delete-on-stop=true")  # fmt: skip
-        wait_for(lambda: any(pod.get("status", {}).get("phase") == "Running" for pod in api.store.list("pods")))
+        wait_until(lambda: any(pod.get("status", {}).get("phase") == "Running" for pod in api.store.list("pods")))
         docker("kill", "--signal=TERM", container)
         assert docker("wait", container, timeout=12).stdout.strip() == "143"
     assert api.store.get(JOB) is None

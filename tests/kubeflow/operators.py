@@ -9,7 +9,7 @@ import copy
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -73,24 +73,6 @@ class _Controller:
 
     def see(self, what: str, found: Object) -> None:
         raise NotImplementedError
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    """Wait until something holds, for 20 s at most."""
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
-def when(condition: Callable[[], object], action: Callable[[], object]) -> None:
-    """Do something in a thread of its own as soon as something holds."""
-
-    def run() -> None:
-        wait_for(condition)
-        action()
-
-    threading.Thread(target=run, daemon=True).start()
 
 
 def key_of(plural: str, found: Object) -> Key:

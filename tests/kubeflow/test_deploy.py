@@ -10,7 +10,8 @@ from mlcore.kubeflow.deploy import Deployment, deploy
 from mlcore.kubeflow.inference_service import Model
 from mlcore.runtime.errors import DataError, TransientError, UsageError
 from tests.kubeflow.api_server import Fault
-from tests.kubeflow.operators import KServe, Rollout, wait_for, when
+from tests.kubeflow.operators import KServe, Rollout
+from tests.waiting import wait_until, when
 
 QUICK = Timing(
     connect_s=2, answer_s=2, patience_s=1.5, backoff_s=0.05, backoff_max_s=0.2, watch_s=1, outage_s=3, settle_s=0.3,
@@ -313,7 +314,7 @@ def test_command_prints_the_address(api, kserve, command):
 def test_sigterm_leaves_the_service(api, kserve, command):
     with kserve(Rollout(after_s=60)):
         started = command("deploy", "--model-name=pets", "--storage-uri=pvc://models/pets")
-        wait_for(lambda: api.store.get(KEY))
+        wait_until(lambda: api.store.get(KEY))
         done = started.stop()
     assert done.returncode == 143
     assert "is left as it is" in done.stderr and "stopped by SIGTERM" in done.stderr

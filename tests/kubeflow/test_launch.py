@@ -13,7 +13,8 @@ from mlcore.kubeflow.cluster import Timing
 from mlcore.kubeflow.launch import Launch, launch
 from mlcore.runtime.errors import DataError, TransientError, UsageError
 from tests.kubeflow.api_server import Fault
-from tests.kubeflow.operators import JobController, Run, TrainingOperator, wait_for, when
+from tests.kubeflow.operators import JobController, Run, TrainingOperator
+from tests.waiting import wait_until, when
 
 QUICK = Timing(
     connect_s=2, answer_s=2, patience_s=1.5, backoff_s=0.05, backoff_max_s=0.2, watch_s=1, outage_s=1.5,
@@ -456,7 +457,7 @@ def test_nothing_watches_on_once_the_step_has_ended(api, tfjobs):
     with tfjobs(chief_0=[Run(["a=1"])]):
         launch(manifest=TFJOB, set=("name=digits", "epochs=1", "workers=1"))
         api.bookmark_s = 0.05  # the event with which an open watch sees that it is over
-        wait_for(lambda: not watching())
+        wait_until(lambda: not watching())
         asked = len(api.requests)
         api.store.create(("pods", "team", "other"), {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "other"}})
         time.sleep(0.3)

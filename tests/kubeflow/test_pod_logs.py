@@ -8,7 +8,7 @@ from mlcore.kubeflow.cluster import Timing, connect
 from mlcore.kubeflow.job_pods import Pods
 from mlcore.kubeflow.pod_logs import PodLog
 from tests.kubeflow.api_server import Fault
-from tests.kubeflow.operators import wait_for
+from tests.waiting import wait_until
 
 QUICK = Timing(backoff_s=0.02, backoff_max_s=0.05, log_poll_s=0.02, outage_s=5)
 KEY = ("pods", "team", "chief")
@@ -73,13 +73,13 @@ def test_pod_made_anew_under_the_name_goes_on_where_the_last_one_ended(api, kube
     first = put_pod(api, "Running")
     write(api, first, "2026-11-24T10:00:01Z one")
     log.show(pods.see(first))
-    wait_for(lambda: seen == ["one"])
+    wait_until(lambda: seen == ["one"])
     api.store.delete(KEY)
     second = put_pod(api, "Running")
     write(api, second, "2026-11-24T10:00:02Z two")
     pods.see(first, deleted=True)
     log.show(pods.see(second))
-    wait_for(lambda: seen == ["one", "two"])
+    wait_until(lambda: seen == ["one", "two"])
     write(api, second, "2026-11-24T10:00:03Z three")
     pods.see(put_pod(api, "Succeeded"))
     log.finish(5)

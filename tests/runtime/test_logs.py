@@ -1,7 +1,9 @@
 import io
 import json
 import logging
-import warnings
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
 
 import pytest
@@ -13,8 +15,7 @@ from mlcore.runtime import logs
 def root_logger() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    with warnings.catch_warnings():
-        yield
+    yield
     root.handlers[:] = handlers
     root.setLevel(level)
 
@@ -33,9 +34,15 @@ def test_a_line_goes_to_what_stderr_is_when_it_is_logged(monkeypatch: pytest.Mon
     assert "Logging error" not in second.getvalue()
 
 
-def test_warnings_of_libraries_are_lines_of_the_log(capsys: pytest.CaptureFixture[str]) -> None:
-    logs.configure(log_format="json")
-    warnings.warn("cut\n  short", UserWarning, stacklevel=1)
-    entry = json.loads(capsys.readouterr().err)
+def test_warnings_of_libraries_are_lines_of_the_log() -> None:
+    script = """
+        import warnings
+        from mlcore.runtime import logs
+        logs.configure(log_format="json")
+        warnings.warn("cut\\n  short")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    entry = json.loads(done.stderr)
     assert (entry["level"], entry["module"]) == ("WARNING", "py.warnings")
-    assert entry["message"].startswith("UserWarning: cut short (test_logs.py:")
+    assert entry["message"].strip() == "UserWarning: cut short (<string>:5)"

@@ -262,7 +262,7 @@ class Cycle:
         handler, path_params = self._found
         post = Post(self._headers, path_params, bytes(self.body))
         self.body = b""  # not twice in memory
-        encoding = post.headers.get("content-encoding") or _PLAIN
+        encoding = (post.headers.get("content-encoding") or _PLAIN).lower()
         self._handler = handler(post) if encoding == _PLAIN else self._unpacked(handler, post, encoding)
         self._go_on(None)
 

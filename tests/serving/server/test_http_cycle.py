@@ -14,6 +14,7 @@ import uvicorn
 from mlcore.serving.server.errors import RequestError
 from mlcore.serving.server.http import Answer, error_response
 from mlcore.serving.server.http_protocol import Predictions, Protocol
+from tests.waiting import wait_until
 
 KEEP_ALIVE_S = 0.8
 EMPTY = b"POST /echo HTTP/1.1\r\nhost: here\r\ncontent-length: 0\r\n\r\n"
@@ -202,12 +203,6 @@ def test_a_body_that_comes_while_another_request_is_in_work(connection, size):
 
 @pytest.mark.slow
 def test_nothing_is_held_of_a_client_that_is_gone(address):
-    def wait_until(reached):
-        end = time.monotonic() + 10
-        while not reached() and time.monotonic() < end:
-            time.sleep(0.01)
-        assert reached(), PREDICTIONS.held
-
     start = b"POST /echo HTTP/1.1\r\nhost: here\r\ncontent-length: 1000\r\n\r\n"
     slow = b"POST /slow HTTP/1.1\r\nhost: here\r\ncontent-length: 1\r\n\r\n2"
     with socket.create_connection(address, 10) as connection:
@@ -223,18 +218,18 @@ TEXT = bytes(range(256)) * 300
     ("encoding", "body", "status", "words"),
     [
         (b"gzip", gzip.compress(TEXT), 200, TEXT),
-        (b"x-gzip", gzip.compress(TEXT[:70000]) + gzip.compress(TEXT[70000:]), 200, TEXT),
+        (b"x-gzip", gzip.compress(TEXT), 200, TEXT),
         (b"Deflate", zlib.compress(TEXT), 200, TEXT),
-        (b"identity", b"as it is", 200, b"as it is"),
+        (b"Identity", b"as it is", 200, b"as it is"),
         (b"gzip", gzip.compress(b""), 200, b""),
         (b"br", b"any", 415, b"'br': expected gzip, deflate, or none"),
         (b"gzip, deflate", b"any", 415, b"expected gzip, deflate, or none"),
         (b"gzip", TEXT[:1000], 400, b"cannot be unpacked"),
         (b"gzip", b"", 400, b"ends early"),
         (b"gzip", gzip.compress(TEXT)[:-9], 400, b"ends early"),
-        (b"gzip", gzip.compress(TEXT) + b"more", 400, b"cannot be unpacked"),
+        (b"gzip", gzip.compress(TEXT) + b"more", 400, b"something follows"),
+        (b"gzip", gzip.compress(b"") * 1000, 400, b"something follows"),
         (b"gzip", gzip.compress(bytes(100_001)), 413, b"larger than 100000 bytes"),
-        (b"gzip", gzip.compress(bytes(60_000)) * 2, 413, b"larger than 100000 bytes"),
         (b"gzip", gzip.compress(bytes(100_000_000)), 413, b"larger than 100000 bytes"),
     ],
 )
